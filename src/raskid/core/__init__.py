@@ -1,0 +1,1 @@
+"""State machines without IO. Each has one entry point, ``handle(event, now) -> list[Effect]``."""
