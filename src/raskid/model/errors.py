@@ -42,7 +42,9 @@ class ConnectionRefused(RaskidError):
         self.code = code
 
 
-REFUSAL_CODES = ("bad-token", "bad-version", "bad-role", "bad-peer", "origin-taken", "link-forgotten", "protocol", "full")
+REFUSAL_CODES = (
+    "bad-token", "bad-version", "bad-role", "bad-peer", "origin-taken", "link-forgotten", "duplicate", "protocol", "full",
+)  # fmt: skip
 
 
 class StartFailed(RaskidError):

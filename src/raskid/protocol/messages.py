@@ -62,7 +62,8 @@ class TopicInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(Message, frozen=True, array_like=True, tag=1):
-    """Opens a connection. `received` counts the frames of this link that the sender already has."""
+    """Opens a connection. `token` holds proofs (`raskid.protocol.tokens`); `received` counts the frames of this link that
+    the sender already has; `target` is the peer it means to reach, empty for whoever leads the system."""
 
     protocol: int
     peer: PeerId

@@ -1,0 +1,1 @@
+"""Measurements of Raskid and its peers; run `python -m benchmarks.tasks` or `python -m benchmarks.messages`."""

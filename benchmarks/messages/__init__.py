@@ -1,0 +1,1 @@
+"""Messages between two processes: throughput, round trip, unheard publish, many subscriptions, an idle hub."""
