@@ -10,8 +10,8 @@ import threading
 import time
 
 import psutil
-import raskid
 
+import raskid
 from benchmarks.common import MARK, marked
 from benchmarks.messages import shared
 from benchmarks.messages.shared import BODY, Counter, Partner, Values
@@ -56,7 +56,7 @@ async def _subscribe(n: int) -> Values:
                 counter(message.args[0])
                 if counter.end:
                     break
-            return counter.values(partner.answer())
+            return counter.values(await asyncio.to_thread(partner.answer))
 
 
 async def _publish(address: str, n: int) -> None:
@@ -103,7 +103,7 @@ def request(n: int) -> Values:
 async def _request(n: int) -> Values:
     async with raskid.connect(URL) as ark:
         with Partner("raskid", "serve", ark.url) as partner:
-            partner.answer()
+            await asyncio.to_thread(partner.answer)
             times = []
             for i in range(n + 200):
                 start = time.perf_counter()

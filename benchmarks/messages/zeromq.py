@@ -23,7 +23,7 @@ TOPIC = "bench/values"
 
 
 def _socket(context: zmq.Context[Any], kind: int) -> zmq.Socket[Any]:
-    socket = context.socket(kind)
+    socket: zmq.Socket[Any] = context.socket(kind)
     socket.set_hwm(0)
     socket.linger = 0
     return socket

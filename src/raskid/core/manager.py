@@ -151,7 +151,7 @@ class Manager:
             self._on_peer_gone(event)
         elif isinstance(event, Tick) and self._release_at is not None and now >= self._release_at:
             self._flush_releases()
-        if self._ready:
+        if self._ready or self._placing or self._front:
             self._dispatch()
         if self._resend:
             self._place_again()
@@ -373,7 +373,8 @@ class Manager:
                 self._send(client, LeaseEnded(runner.peer, reason))
             runner.leases.clear()
             self._drop_if_empty(runner)
-        lost.sort(key=lambda entry: entry.task)
+        if len(runners) > 1:
+            lost.sort(key=lambda entry: entry.task)
         self._start_again(lost, f"its last runner was {', '.join(runner.peer for runner in runners)}: {reason}")
 
     def _remove_runner(self, runner: RunnerEntry) -> None:
@@ -396,8 +397,15 @@ class Manager:
             elif entry.state is not PLACED:
                 entry.runner = None
                 del runner.tasks[entry.task]
-        runner.releases.clear()
         return wanted
+
+    def _drop_releases(self, node: PeerId) -> None:
+        for runner in [runner for runner in self._releasing if runner.node == node]:
+            del self._releasing[runner]
+            self._releases -= len(runner.releases)
+            runner.releases = []
+        if not self._releases:
+            self._release_at = None
 
     def _drop_if_empty(self, runner: RunnerEntry) -> None:
         if not runner.alive and not runner.tasks:
@@ -425,6 +433,7 @@ class Manager:
             del self._peers[peer]
         # A runner that is gone as a peer is not ended yet: its node reports its last outcomes first.
         runners = self._nodes.pop(peer, None)
+        self._drop_releases(peer)
         if runners:
             self._end_runners(list(runners), f"node {peer} is gone: {event.reason}", node_gone=True)
         if peer not in self._runners:
@@ -440,14 +449,12 @@ class Manager:
             entry.client = NOBODY
             entry.released = True
         # Dependants come after their inputs in the table, and have to go before them.
-        left = False
         for entry in reversed(entries):
             if entry.state in UNFINISHED and not entry.unfinished:
                 self._abandon(entry)
-            else:
-                left |= bool(entry.unfinished)
             self._reap(entry)
-        if not left:
+        # Code of tasks that others still need stays, because such a task may have to run again.
+        if not any(self._tasks.get(entry.task) is entry for entry in entries):
             for code in [code for code, owners in self._code_owners.items() if client in owners]:
                 self._code_owners[code].discard(client)
                 if not self._code_owners[code]:
@@ -594,7 +601,9 @@ class Manager:
         if old is READY:
             self._ready -= 1
             if len(self._queue) > 2 * self._ready + 1024:
-                self._queue = deque(queued for queued in self._queue if queued.state is READY)
+                kept = [queued for queued in self._queue if queued.state is READY]
+                self._queue.clear()
+                self._queue.extend(kept)
         elif old is PLACED:
             assert entry.runner is not None
             entry.runner.outstanding -= 1
@@ -613,7 +622,8 @@ class Manager:
         if entry.state is PLACED:
             self._send_cancel(entry)
         self._leave(entry, FAILED)
-        self._send(entry.client, TaskFailed(entry.task, code, text))
+        if not entry.released:
+            self._send(entry.client, TaskFailed(entry.task, code, text))
 
     def _fail_all(self, entry: TaskEntry, code: str, text: str) -> None:
         """Fail a task and everything unfinished that needs it."""
@@ -899,7 +909,7 @@ class Manager:
         for runner in runners:
             self._check_runner(runner)
         assert set(self._runners.values()) == {runner for runner in runners if runner.alive}
-        assert self._releases == sum(len(runner.releases) for runner in self._releasing) or not self._nodes
+        assert self._releases == sum(len(runner.releases) for runner in self._releasing)
         assert (self._release_at is None) == (self._releases == 0)
 
     def _check_task(self, task: TaskId, entry: TaskEntry) -> None:

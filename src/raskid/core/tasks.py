@@ -104,7 +104,8 @@ class TaskEntry:
     def story(self) -> str:
         """The task in words, for errors."""
         where = f" on {self.runner.peer}" if self.runner is not None else ""
-        return f"task {self.task} of {self.client or 'a client that is gone'}, {self.state.name}, attempt {self.attempt}{where}"
+        client = self.client or "a client that is gone"
+        return f"task {self.task} of {client}, {self.state.name}, attempt {self.attempt}{where}"
 
 
 def move(entry: TaskEntry, state: TaskState) -> None:

@@ -184,7 +184,7 @@ class ForkServer:
             ours.close()
             stderr.close()
             raise
-        ours.settimeout(_SEND_S_MAX)
+        ours.setblocking(False)
         return cls(process, ours, stderr)
 
     @property
@@ -230,6 +230,7 @@ class ForkServer:
         if self._lost:
             return
         data = _frame(message)
+        self._connection.settimeout(_SEND_S_MAX)
         try:
             sent = socket.send_fds(self._connection, [data], fds) if fds else 0
             self._connection.sendall(data[sent:])
@@ -237,6 +238,8 @@ class ForkServer:
             # The server is gone, or has not read for seconds: it never blocks, so it is stopped or broken. Its death
             # makes the socket readable, and `receive` tells of it.
             self._process.kill()
+        finally:
+            self._connection.setblocking(False)
 
     def receive(self) -> list[Forked | Exited | ServerLost]:
         """What happened since the last call, in order; does not block.
@@ -249,7 +252,7 @@ class ForkServer:
         ended = ""
         while not ended:
             try:
-                data = self._connection.recv(65536, socket.MSG_DONTWAIT)
+                data = self._connection.recv(65536)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -418,11 +421,9 @@ class _Server:
     def _reap(self) -> None:
         """Reports children that ended, after killing what is left of their groups."""
         for pid, request in list(self._children.items()):
-            # Seen but not yet reaped: while the zombie holds the pid, no other group can have that number.
-            if not _has_ended(pid):
+            status = _bury(pid)
+            if status is None:
                 continue
-            _kill_group(pid, leader=False)
-            _pid, status = os.waitpid(pid, 0)
             del self._children[pid]
             self._reply(Exited(request.runner, request.incarnation, pid, describe_status(status)))
 
@@ -464,7 +465,8 @@ class _Server:
                 numpy.random.seed()
             module, _, function = request.target.partition(":")
             target: Callable[[bytes, int], int | None] = getattr(importlib.import_module(module), function)
-            code = target(request.config, outbox_fd) or 0
+            # Converted here, where a wrong type is an error like others: below, nothing may keep _exit from running.
+            code = int(target(request.config, outbox_fd) or 0)
         except SystemExit as ending:
             if ending.code is None or isinstance(ending.code, int):
                 code = ending.code or 0
@@ -507,9 +509,20 @@ def _close_all_but(kept: set[int]) -> None:
                 os.close(int(name))
 
 
-def _has_ended(pid: int) -> bool:
-    """Whether this child is a zombie; leaves it one."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+def _bury(pid: int) -> int | None:
+    """If this child has ended, kills what is left of its group and reaps it; returns its wait status, else None."""
+    if hasattr(os, "waitid"):
+        # Seen but not yet reaped: while the zombie holds the pid, no other group can have that number.
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        _kill_group(pid, leader=False)
+        return os.waitpid(pid, 0)[1]
+    # macOS before Python 3.13 cannot look without reaping.
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        return None
+    _kill_group(pid, leader=False)
+    return status
 
 
 def _load_prctl() -> Callable[..., int] | None:

@@ -96,9 +96,7 @@ def test_large_value_given_up() -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(
-    steps=st.lists(
-        st.tuples(st.binary(max_size=40), st.integers(0, 1500), st.booleans(), st.booleans()), max_size=60
-    ),
+    steps=st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 1500), st.booleans(), st.booleans()), max_size=60),
     strong=st.booleans(),
 )
 def test_any_sizes_and_any_lag(steps: list[tuple[bytes, int, bool, bool]], strong: bool) -> None:

@@ -1,0 +1,232 @@
+"""Requests and replies between peers: one call, one answer, errors included, with time limits and cancellation.
+
+Who serves a name is a list in the hub; the caller follows it and sends straight to one of the providers, in turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raskid.core.lists import Lists, Replica
+from raskid.core.machine import Effect, Event, PeerGone, Received, Send
+from raskid.core.messaging import Introduce
+from raskid.model.errors import RemoteProtocolError
+from raskid.model.ids import PeerId, RequestId
+from raskid.model.topics import SERVICES, list_name
+from raskid.protocol.messages import Answer, Call, CancelCall, Message, RecordDeleted, RecordPut
+from raskid.protocol.reactions import decode_provider
+
+SERVING_MAX = 100_000
+
+
+class Request(Event, frozen=True):
+    """Command: call a service; `deadline` is a time of the same clock as `now`."""
+
+    request: RequestId
+    service: str
+    body: bytes
+    deadline: float
+
+
+class CancelRequest(Event, frozen=True):
+    """Command: the answer is no longer wanted."""
+
+    request: RequestId
+
+
+class Serve(Event, frozen=True):
+    """Command: calls of this service are answered here."""
+
+    service: str
+
+
+class Unserve(Event, frozen=True):
+    """Command: and no longer."""
+
+    service: str
+
+
+class Reply(Event, frozen=True):
+    """Command: the answer to a call that was invoked here."""
+
+    request: RequestId
+    ok: bool
+    body: bytes
+
+
+class Invoke(Effect, frozen=True):
+    """Run the handler of a service; answer with `Reply`."""
+
+    request: RequestId
+    caller: PeerId
+    service: str
+    body: bytes
+
+
+class InvokeCancelled(Effect, frozen=True):
+    """The caller of a running handler no longer waits."""
+
+    request: RequestId
+
+
+class CallDone(Effect, frozen=True):
+    """A request has its answer: a body, or the name of an error class and a text."""
+
+    request: RequestId
+    ok: bool
+    body: bytes
+    error: str = ""
+    text: str = ""
+
+
+class _Pending:
+    __slots__ = ("body", "deadline", "provider", "request", "service")
+
+    def __init__(self, event: Request) -> None:
+        self.request = event.request
+        self.service = event.service
+        self.body: bytes | None = event.body
+        self.deadline = event.deadline
+        self.provider: PeerId | None = None
+
+
+class Calls:
+    """Both sides of requests in one process."""
+
+    handles: frozenset[type[Message]] = frozenset({Call, Answer, CancelCall})
+    commands: frozenset[type[Event]] = frozenset({Request, CancelRequest, Serve, Unserve, Reply})
+
+    def __init__(self, lists: Lists) -> None:
+        self._lists = lists
+        lists.observers[SERVICES] = self
+        self._providers: dict[str, list[PeerId]] = {}
+        self._turn: dict[str, int] = {}
+        self._pending: dict[RequestId, _Pending] = {}
+        self._unsent: dict[str, dict[RequestId, _Pending]] = {}
+        self._serving: set[str] = set()
+        self._running: dict[RequestId, PeerId] = {}
+
+    def handle(self, event: Any, now: float) -> list[Effect]:
+        """Take in an event."""
+        kind = type(event)
+        if kind is Received:
+            return self._on_message(event.peer, event.message)
+        if kind is Request:
+            return self._on_request(event)
+        if kind is Reply:
+            caller = self._running.pop(event.request, None)
+            return [] if caller is None else [Send(caller, Answer(event.request, event.ok, event.body))]
+        if kind is CancelRequest:
+            pending = self._forget(event.request)
+            if pending is None or pending.provider is None:
+                return []
+            return [Send(pending.provider, CancelCall(event.request))]
+        if kind is Serve:
+            self._serving.add(event.service)
+        elif kind is Unserve:
+            self._serving.discard(event.service)
+        elif kind is PeerGone:
+            return self._on_gone(event)
+        else:
+            return self._on_tick(now)
+        return []
+
+    def _on_request(self, event: Request) -> list[Effect]:
+        pending = self._pending[event.request] = _Pending(event)
+        effects: list[Effect] = []
+        if event.service not in self._providers:
+            self._providers[event.service] = []
+            effects = self._lists.follow(list_name(SERVICES, event.service))
+        return effects + self._dispatch(pending)
+
+    def _dispatch(self, pending: _Pending) -> list[Effect]:
+        providers = self._providers[pending.service]
+        if not providers:
+            self._unsent.setdefault(pending.service, {})[pending.request] = pending
+            return []
+        turn = self._turn.get(pending.service, 0)
+        self._turn[pending.service] = turn + 1
+        pending.provider = providers[turn % len(providers)]
+        body, pending.body = pending.body, None
+        assert body is not None
+        return [Send(pending.provider, Call(pending.request, pending.service, body))]
+
+    def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
+        """The providers of a service that was called here changed."""
+        effects: list[Effect] = []
+        providers: list[PeerId] = []
+        for record in replica.records.values():
+            try:
+                provider = decode_provider(record.value)
+            except RemoteProtocolError:
+                continue
+            providers.append(provider.target.peer)
+            effects.append(Introduce(provider.target))
+        self._providers[topic] = providers
+        if providers:
+            for pending in self._unsent.pop(topic, {}).values():
+                effects += self._dispatch(pending)
+        return effects
+
+    def _on_message(self, peer: PeerId, message: Message) -> list[Effect]:
+        if type(message) is Answer:
+            pending = self._pending.get(message.request)
+            if pending is None or pending.provider != peer:
+                return []
+            self._forget(message.request)
+            return [CallDone(message.request, message.ok, message.body)]
+        if type(message) is Call:
+            if message.service not in self._serving or len(self._running) >= SERVING_MAX:
+                return [Send(peer, Answer(message.request, False, b""))]
+            self._running[message.request] = peer
+            return [Invoke(message.request, peer, message.service, message.body)]
+        if type(message) is CancelCall and self._running.get(message.request) == peer:
+            del self._running[message.request]
+            return [InvokeCancelled(message.request)]
+        return []
+
+    def _forget(self, request: RequestId) -> _Pending | None:
+        pending = self._pending.pop(request, None)
+        if pending is not None and pending.provider is None:
+            waiting = self._unsent.get(pending.service, {})
+            waiting.pop(request, None)
+            if not waiting:
+                self._unsent.pop(pending.service, None)
+        return pending
+
+    def _on_gone(self, event: PeerGone) -> list[Effect]:
+        effects: list[Effect] = []
+        for pending in [p for p in self._pending.values() if p.provider == event.peer]:
+            self._forget(pending.request)
+            text = f"{event.peer} was to answer a request for {pending.service!r} and is gone: {event.reason}"
+            effects.append(CallDone(pending.request, False, b"", "PeerLost", text))
+        for service, providers in self._providers.items():
+            if event.peer in providers:
+                self._providers[service] = [peer for peer in providers if peer != event.peer]
+        for request in [request for request, caller in self._running.items() if caller == event.peer]:
+            del self._running[request]
+            effects.append(InvokeCancelled(request))
+        return effects
+
+    def _on_tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for pending in [p for p in self._pending.values() if p.deadline <= now]:
+            self._forget(pending.request)
+            if pending.provider is None:
+                text = f"nobody serves {pending.service!r}; start a process that calls serve({pending.service!r}, ...)"
+                effects.append(CallDone(pending.request, False, b"", "NoSuchService", text))
+            else:
+                text = f"{pending.provider} did not answer a request for {pending.service!r} within the time limit"
+                effects.append(CallDone(pending.request, False, b"", "WaitTimeout", text))
+                effects.append(Send(pending.provider, CancelCall(pending.request)))
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """The nearest time limit of a request."""
+        return min((pending.deadline for pending in self._pending.values()), default=None)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state contradicts itself."""
+        for pending in self._pending.values():
+            unsent = pending.request in self._unsent.get(pending.service, {})
+            assert unsent == (pending.provider is None) == (pending.body is not None)

@@ -1,0 +1,166 @@
+"""Replicas of the hub's lists in this process, and the answers to requests made of the hub and the manager.
+
+A replica holds a list's state and follows its changes in the hub's order. Machines in the same station observe the
+kinds of lists that they act by (reactions, services); everything else is reported as `ListChanged`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from raskid.core.machine import Effect, Event, Received, Send
+from raskid.model.ids import PeerId
+from raskid.model.topics import check_list_name
+from raskid.protocol.messages import (
+    AcknowledgeList,
+    AnyMessage,
+    ListState,
+    Message,
+    Record,
+    RecordDeleted,
+    RecordPut,
+    RecordSettled,
+    RequestRefused,
+    Status,
+    TopicsListed,
+    Unwatch,
+    Watch,
+)
+
+
+class WatchList(Event, frozen=True):
+    """Command: follow a list."""
+
+    name: str
+
+
+class UnwatchList(Event, frozen=True):
+    """Command: stop following a list."""
+
+    name: str
+
+
+class ListChanged(Effect, frozen=True):
+    """A followed list has a new version. `record` is what changed, None for the first state."""
+
+    name: str
+    version: int
+    record: str | None
+
+
+class Replied(Effect, frozen=True):
+    """A request made of the hub or the manager was answered."""
+
+    request: int
+    message: AnyMessage
+
+
+class Replica:
+    """A list as this process knows it. `version` is 0 until the first state came."""
+
+    __slots__ = ("acks", "name", "records", "version", "watchers")
+
+    def __init__(self, name: str, acks: bool) -> None:
+        self.name = name
+        self.acks = acks
+        self.version = 0
+        self.records: dict[str, Record] = {}
+        self.watchers = 0
+
+
+class Observer(Protocol):
+    """A machine that acts by one kind of list."""
+
+    def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
+        """A replica got its first state (no `change`) or a change, which is already in it."""
+
+
+class Lists:
+    """The replicas of one process."""
+
+    handles: frozenset[type[Message]] = frozenset(
+        {ListState, RecordPut, RecordDeleted, RecordSettled, RequestRefused, TopicsListed, Status}
+    )
+    commands: frozenset[type[Event]] = frozenset({WatchList, UnwatchList})
+
+    def __init__(self, hub: PeerId) -> None:
+        self.hub = hub
+        self.replicas: dict[str, Replica] = {}
+        self.observers: dict[str, Observer] = {}
+
+    def follow(self, name: str, acks: bool = False) -> list[Effect]:
+        """Begin to follow a list, or count one more who does."""
+        replica = self.replicas.get(name)
+        if replica is None:
+            replica = self.replicas[name] = Replica(name, acks)
+            replica.watchers = 1
+            return [Send(self.hub, Watch(name, acks))]
+        replica.watchers += 1
+        return []
+
+    def unfollow(self, name: str) -> list[Effect]:
+        """One less who follows a list."""
+        replica = self.replicas.get(name)
+        if replica is None:
+            return []
+        replica.watchers -= 1
+        if replica.watchers > 0:
+            return []
+        del self.replicas[name]
+        return [Send(self.hub, Unwatch(name))]
+
+    def handle(self, event: Any, now: float) -> list[Effect]:
+        """Take in an event."""
+        if type(event) is Received:
+            return self._on_message(event.message)
+        if type(event) is WatchList:
+            return self.follow(event.name)
+        if type(event) is UnwatchList:
+            return self.unfollow(event.name)
+        return []
+
+    def _on_message(self, message: AnyMessage) -> list[Effect]:
+        if isinstance(message, ListState | RecordPut | RecordDeleted):
+            return self._on_change(message)
+        if isinstance(message, RecordSettled | RequestRefused | TopicsListed | Status):
+            return [Replied(message.request, message)]
+        return []
+
+    def _on_change(self, message: ListState | RecordPut | RecordDeleted) -> list[Effect]:
+        replica = self.replicas.get(message.name)
+        if replica is None or message.version < replica.version:
+            return []
+        replica.version = message.version
+        change: RecordPut | RecordDeleted | None = None
+        if type(message) is ListState:
+            replica.records = {record.record: record for record in message.records}
+        elif type(message) is RecordPut:
+            replica.records[message.record.record] = message.record
+            change = message
+        elif type(message) is RecordDeleted:
+            replica.records.pop(message.record, None)
+            change = message
+        kind, topic = check_list_name(message.name)
+        observer = self.observers.get(kind)
+        effects: list[Effect] = []
+        if observer is not None:
+            effects = observer.on_replica(topic, replica, change)
+        changed = None
+        if type(message) is RecordPut:
+            changed = message.record.record
+        elif type(message) is RecordDeleted:
+            changed = message.record
+        effects.append(ListChanged(message.name, message.version, changed))
+        if replica.acks:
+            # Only now: the observer acts by this version from here on.
+            effects.append(Send(self.hub, AcknowledgeList(message.name, message.version)))
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """Never: only events change a replica."""
+        return None
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state contradicts itself."""
+        for name, replica in self.replicas.items():
+            assert replica.name == name and replica.watchers > 0

@@ -1,0 +1,228 @@
+"""All machines of one process together: who handles which message, and what leaves the process as an effect.
+
+The station knows which role a message needs, loops messages to itself back, and turns relayed streams into
+connections. Whoever owns it (the driver over real sockets, the simulator over pretended ones) gives it events and
+performs the effects that remain: `Connect`, `Disconnect`, and those of the application.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from raskid.core.machine import Effect, Event, PeerGone, PeerJoined, Received, Send, Tick
+from raskid.core.messaging import Introduce
+from raskid.core.peer import (
+    RELAY,
+    BytesReceived,
+    Connect,
+    ConnectionClosed,
+    ConnectionOpened,
+    Disconnect,
+    HandshakeRefused,
+    Peer,
+)
+from raskid.core.relay import AcceptStream, Feed, RelayEnd
+from raskid.model.ids import PeerId
+from raskid.protocol.messages import (
+    ROLE_EXECUTE,
+    ROLE_MESSAGE,
+    ROLE_VIEW,
+    ROLES,
+    AcknowledgeList,
+    AskStatus,
+    ListTopics,
+    Message,
+    Unwatch,
+    Watch,
+)
+from raskid.protocol import messages as wire
+
+_VIEW: frozenset[type[Message]] = frozenset({Watch, Unwatch, AcknowledgeList, ListTopics, AskStatus})
+_EXECUTE: frozenset[type[Message]] = frozenset(
+    {
+        wire.SubmitTasks, wire.RunTasks, wire.TaskValue, wire.AskValue, wire.TasksFinished, wire.ReleaseTasks,
+        wire.CancelTasks, wire.TasksCancelled, wire.RunnerStarted, wire.RunnerEnded, wire.RequestLease,
+        wire.LeaseGranted, wire.LeaseEnded, wire.StopRunner, wire.EndSystem,
+    }
+)  # fmt: skip
+
+_PEER_EVENTS = (BytesReceived, ConnectionOpened, ConnectionClosed)
+
+
+class Unhandled(Effect, frozen=True):
+    """A message that nobody here handles, or that its sender's role does not allow; it was left out."""
+
+    peer: PeerId
+    name: str
+    reason: str
+
+
+def needed_role(kind: type[Message]) -> str:
+    """The role that the sender of such a message must have proved."""
+    return ROLE_EXECUTE if kind in _EXECUTE else ROLE_VIEW if kind in _VIEW else ROLE_MESSAGE
+
+
+class Station:
+    """The machines of one process, and its peer."""
+
+    def __init__(self, peer: Peer, machines: list[Any], relay: RelayEnd | None = None) -> None:
+        self.peer = peer
+        self.machines = [*machines, relay] if relay is not None else list(machines)
+        self.relay = relay
+        self._routes: dict[type[Message], Any] = {}
+        self._commands: dict[type[Event], Any] = {}
+        for machine in self.machines:
+            for kind in machine.handles:
+                self._routes[kind] = machine
+            for command in getattr(machine, "commands", ()):
+                self._commands[command] = machine
+        #: For each kind of message its machine, by the rank of the role that may send it.
+        ranks = {role: rank for rank, role in enumerate(ROLES)}
+        self._ranks = ranks
+        self._needs = {kind: ranks[needed_role(kind)] for kind in self._routes}
+        self._own = peer.identity.peer
+        #: Called with (event, now) before each event: the recorder of real runs.
+        self.recorder: Callable[[Event, float], None] | None = None
+
+    def handle(self, event: Any, now: float) -> list[Effect]:
+        """Take in an event of a connection, a command, or a Tick; return the effects to perform."""
+        if self.recorder is not None:
+            self.recorder(event, now)
+        out: list[Effect] = []
+        kind = type(event)
+        machine = self._commands.get(kind)
+        if machine is not None:
+            self._perform(machine.handle(event, now), out, now)
+        elif kind in _PEER_EVENTS:
+            self._on_peer_event(event, out, now)
+        elif kind is Tick:
+            self._on_peer_event(event, out, now)
+            for machine in self.machines:
+                self._perform(machine.handle(event, now), out, now)
+        else:
+            self._broadcast(event, out, now)
+        if self.relay is not None and self.relay.connections:
+            self._pump(out, now)
+        return out
+
+    def _on_peer_event(self, event: Event, out: list[Effect], now: float) -> None:
+        events, effects = self.peer.handle(event, now)
+        self._perform(effects, out, now)
+        routes = self._routes
+        last_peer, rank = None, -1
+        for each in events:
+            if type(each) is not Received:
+                self._broadcast(each, out, now)
+                continue
+            if each.peer != last_peer:
+                last_peer = each.peer
+                rank = self._ranks.get(self.peer.role_of(each.peer), -1)
+            kind = type(each.message)
+            machine = routes.get(kind)
+            if machine is None or rank < self._needs[kind]:
+                reason = "nobody here handles it" if machine is None else f"it needs role {needed_role(kind)}"
+                out.append(Unhandled(each.peer, kind.__name__, reason))
+            else:
+                self._perform(machine.handle(each, now), out, now)
+
+    def _broadcast(self, event: Event, out: list[Effect], now: float) -> None:
+        for machine in self.machines:
+            self._perform(machine.handle(event, now), out, now)
+        if isinstance(event, PeerJoined | PeerGone | HandshakeRefused):
+            out.append(Told(event))
+
+    def _perform(self, effects: list[Effect], out: list[Effect], now: float) -> None:
+        """Do what stays inside; pass on the rest."""
+        if not effects:
+            return
+        own = self._own
+        loop: deque[Effect] | None = None
+        for effect in effects:
+            kind = type(effect)
+            if kind is Send and effect.peer != own:  # type: ignore[attr-defined]
+                more = self.peer.send(effect.peer, effect.message, now)  # type: ignore[attr-defined]
+                if more:
+                    self._perform(more, out, now)
+            elif kind in _INSIDE:
+                if loop is None:
+                    loop = deque()
+                # After the rest: a message to oneself is handled when the state that sent it is complete.
+                loop.append(effect)
+            else:
+                out.append(effect)
+        while loop:
+            self._inside(loop.popleft(), out, now)
+
+    def _inside(self, effect: Any, out: list[Effect], now: float) -> None:
+        kind = type(effect)
+        if kind is Send:
+            machine = self._routes.get(type(effect.message))
+            if machine is None:
+                out.append(Unhandled(self._own, type(effect.message).__name__, "nobody here handles it"))
+            else:
+                self._perform(machine.handle(Received(self._own, effect.message), now), out, now)
+        elif kind is Introduce:
+            self.peer.introduce(effect.ref)
+        elif kind is Forget:
+            events, more = self.peer.forget(effect.peer, effect.incarnation, effect.reason)
+            self._perform(more, out, now)
+            for event in events:
+                self._broadcast(event, out, now)
+        elif kind is Connect:
+            if effect.address.startswith(RELAY) and self.relay is not None:
+                self._perform(self.relay.connect(effect), out, now)
+            else:
+                out.append(effect)
+        elif kind is Disconnect:
+            if self.relay is not None and effect.connection in self.relay.connections:
+                self._flush_stream(effect.connection, out, now)
+                self._perform(self.relay.disconnect(effect), out, now)
+            else:
+                out.append(effect)
+        elif kind is Feed:
+            self._on_peer_event(effect.event, out, now)
+        elif kind is AcceptStream and self.relay is not None:
+            self._perform(self.relay.accept(effect.stream, self.peer.new_connection()), out, now)
+
+    def _pump(self, out: list[Effect], now: float) -> None:
+        """Write to relayed streams what their credit allows."""
+        assert self.relay is not None
+        for connection in self.peer.dirty_connections():
+            if connection in self.relay.connections and self.relay.room(connection) > 0:
+                self._flush_stream(connection, out, now)
+
+    def _flush_stream(self, connection: int, out: list[Effect], now: float) -> None:
+        assert self.relay is not None
+        data = self.peer.output(connection, max(0, self.relay.room(connection)))
+        if data:
+            self._perform(self.relay.write(connection, data), out, now)
+
+    def next_deadline(self) -> float | None:
+        """When a Tick is due."""
+        deadlines = [self.peer.next_deadline(), *(machine.next_deadline() for machine in self.machines)]
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when any machine's state contradicts itself."""
+        self.peer.check_invariants()
+        for machine in self.machines:
+            machine.check_invariants()
+
+
+class Told(Effect, frozen=True):
+    """An event about a peer, for the application as well."""
+
+    event: Event
+
+
+class Forget(Effect, frozen=True):
+    """A peer is known to have ended."""
+
+    peer: PeerId
+    incarnation: int
+    reason: str
+
+
+_INSIDE = (Send, Introduce, Forget, Connect, Disconnect, Feed, AcceptStream)
