@@ -453,12 +453,12 @@ class Manager:
             if entry.state in UNFINISHED and not entry.unfinished:
                 self._abandon(entry)
             self._reap(entry)
-        # Code of tasks that others still need stays, because such a task may have to run again.
-        if not any(self._tasks.get(entry.task) is entry for entry in entries):
-            for code in [code for code, owners in self._code_owners.items() if client in owners]:
-                self._code_owners[code].discard(client)
-                if not self._code_owners[code]:
-                    del self._code_owners[code], self._codes[code]
+        # Tasks of lost clients that others still need may have to run again; their code goes when the next client does.
+        needed = {entry.spec.code for entry in self._tasks.values() if not entry.client and entry.spec is not None}
+        for code, owners in list(self._code_owners.items()):
+            owners.discard(client)
+            if not owners and code not in needed:
+                del self._code_owners[code], self._codes[code]
 
     def _abandon(self, entry: TaskEntry) -> None:
         if entry.state is PLACED:

@@ -133,6 +133,12 @@ class Station:
         if isinstance(event, PeerJoined | PeerGone | HandshakeRefused):
             out.append(Told(event))
 
+    def perform(self, effects: list[Effect], now: float) -> list[Effect]:
+        """Perform effects of a machine that was asked directly; return what remains."""
+        out: list[Effect] = []
+        self._perform(effects, out, now)
+        return out
+
     def _perform(self, effects: list[Effect], out: list[Effect], now: float) -> None:
         """Do what stays inside; pass on the rest."""
         if not effects:

@@ -179,13 +179,14 @@ def _encode_slowly(value: Any, path: str | tuple[str, str]) -> bytes:
         ) from None
     except ValueNotSendable:
         raise
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise ValueNotSendable(f"this cannot be written into a message: {error}") from error
 
 
 def _rewrite(value: Any, path: str) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and not _INT_MIN <= value <= _INT_MAX:
-        return Ext(EXT_INT, int.to_bytes(value, value.bit_length() // 8 + 1, "little", signed=True))
+        data = int.to_bytes(value, value.bit_length() // 8 + 1, "little", signed=True)
+        return _Written(Ext(EXT_INT, data))
     if isinstance(value, dict):
         return {_rewrite_key(key, path): _rewrite(item, f"{path}[{key!r:.60}]") for key, item in value.items()}
     if isinstance(value, list):
@@ -208,11 +209,11 @@ def _rewrite(value: Any, path: str) -> Any:
 
 def _rewrite_key(key: Any, path: str) -> Any:
     new = _rewrite(key, f"{path}.keys()[{key!r:.60}]")
-    return _Key(new) if isinstance(new, Ext) else tuple(new) if isinstance(new, list) else new
+    return tuple(new) if isinstance(new, list) else new
 
 
-class _Key:
-    """An `Ext` as the key of a dict; the encoder's hook unpacks it, since an `Ext` itself has no hash."""
+class _Written:
+    """Holds an `Ext`, which has no hash, where it may be the key of a dict; the encoder's hook unpacks it."""
 
     __slots__ = ("ext",)
 
@@ -221,7 +222,7 @@ class _Key:
 
 
 def _hook(value: Any) -> Any:
-    return value.ext if type(value) is _Key else _write_other(value)
+    return value.ext if type(value) is _Written else _write_other(value)
 
 
 def _type_name(value: Any) -> str:
@@ -251,7 +252,7 @@ def _read_other(code: int, data: memoryview) -> Any:
         return complex(*_COMPLEX.unpack(data))
     if code == EXT_INT and len(data):
         return int.from_bytes(data, "little", signed=True)
-    if code == EXT_ARRAY or code == EXT_SCALAR:
+    if code in (EXT_ARRAY, EXT_SCALAR):
         try:
             array = _read_array(data)
             return array if code == EXT_ARRAY else array[()]

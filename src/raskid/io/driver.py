@@ -1,0 +1,275 @@
+"""Runs the machines of a process over real transports and a real clock.
+
+One loop for every kind of process: wait for descriptors, read what came, let the station handle it, write what it
+wants to say. What one turn of the loop produces for a peer goes out in one write. The driver is safe to use from
+several threads: the machines are guarded by `lock`, and waiting happens outside of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+
+from raskid.core.machine import Effect, Event, Tick
+from raskid.core.peer import (
+    BytesReceived,
+    Connect,
+    ConnectionClosed,
+    ConnectionOpened,
+    Disconnect,
+)
+from raskid.core.station import Station
+from raskid.io.counters import Counters
+from raskid.io.poller import READ, WRITE, Poller
+from raskid.io.transports import Listener, Transport, connect
+
+#: What a connection may keep in this process beyond what the kernel took; control can overtake all but this.
+ROOM_BYTES = 256 * 1024
+
+
+class _Channel:
+    __slots__ = ("id", "transport", "writing")
+
+    def __init__(self, identifier: int, transport: Transport) -> None:
+        self.id = identifier
+        self.transport = transport
+        self.writing = False
+
+
+class Driver:
+    """The loop of one process.
+
+    Args:
+        station: The machines.
+        apply: Called under the lock with every effect that is the application's.
+        client_tls: For outgoing TCP connections; None allows TCP on the loopback only.
+    """
+
+    def __init__(
+        self, station: Station, apply: Callable[[Effect], None], client_tls: ssl.SSLContext | None = None
+    ) -> None:
+        self.station = station
+        self.apply = apply
+        self.client_tls = client_tls
+        self.lock = threading.RLock()
+        self.counters = Counters()
+        self.clock = time.monotonic
+        self.poller = Poller()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._channels: dict[int, _Channel] = {}
+        self._wake_out, self._wake_in = socket.socketpair()
+        self._wake_out.setblocking(False)
+        self._wake_in.setblocking(False)
+        self._woken = False
+        self.watch(self._wake_out.fileno(), self._on_wake)
+        self.closed = False
+
+    # ── descriptors ──
+
+    def watch(self, fd: int, handler: Callable[[int], None], events: int = READ) -> None:
+        """Call `handler(events)` under the lock whenever `fd` is ready."""
+        self.poller.set(fd, events, fd in self._handlers)
+        self._handlers[fd] = handler
+
+    def unwatch(self, fd: int) -> None:
+        """Forget a descriptor; call before closing it."""
+        if self._handlers.pop(fd, None) is not None:
+            self.poller.remove(fd)
+
+    def listen(self, listener: Listener) -> None:
+        """Take connections from a listener."""
+
+        def ready(events: int) -> None:
+            while (transport := listener.accept()) is not None:
+                self.adopt(transport)
+
+        self.watch(listener.fileno(), ready)
+
+    def unlisten(self, listener: Listener) -> None:
+        """Take no more connections from it, and close it."""
+        self.unwatch(listener.fileno())
+        listener.close()
+
+    def adopt(self, transport: Transport) -> int:
+        """Take in a connection that somebody opened to us."""
+        identifier = self.station.peer.new_connection()
+        self._add(identifier, transport)
+        self._feed(ConnectionOpened(identifier, outbound=False))
+        return identifier
+
+    def _add(self, identifier: int, transport: Transport) -> None:
+        channel = _Channel(identifier, transport)
+        self._channels[identifier] = channel
+        self.counters.connections += 1
+
+        def ready(events: int) -> None:
+            self._on_ready(channel, events)
+
+        self.watch(transport.fileno(), ready)
+
+    def wake(self) -> None:
+        """Make a thread that waits in `step` come back."""
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(BlockingIOError, OSError):
+                self._wake_in.send(b"!")
+
+    def _on_wake(self, events: int) -> None:
+        self._woken = False
+        with contextlib.suppress(BlockingIOError):
+            self._wake_out.recv(64)
+
+    # ── events and effects ──
+
+    def handle(self, event: Event) -> None:
+        """Give the station an event or a command; what it says goes out at the next flush."""
+        with self.lock:
+            self._feed(event)
+
+    def _feed(self, event: Event) -> None:
+        self._apply_all(self.station.handle(event, self.clock()))
+
+    def _apply_all(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if type(effect) is Connect:
+                self._connect(effect)
+            elif type(effect) is Disconnect:
+                self._disconnect(effect)
+            else:
+                self.apply(effect)
+
+    def perform(self, effects: list[Effect]) -> None:
+        """Perform effects of a machine that was asked directly (the hot path of publishing)."""
+        self._apply_all(self.station.perform(effects, self.clock()))
+
+    def _connect(self, effect: Connect) -> None:
+        try:
+            transport = connect(effect.address, self.client_tls)
+        except OSError as error:
+            self._feed(ConnectionClosed(effect.connection, f"{effect.address}: {error}"))
+            return
+        self._add(effect.connection, transport)
+        self._feed(ConnectionOpened(effect.connection, outbound=True))
+
+    def _disconnect(self, effect: Disconnect) -> None:
+        channel = self._channels.get(effect.connection)
+        if channel is not None:
+            with contextlib.suppress(OSError):
+                self._write(channel)
+            self._close(channel)
+
+    def _close(self, channel: _Channel) -> None:
+        self._channels.pop(channel.id, None)
+        self.unwatch(channel.transport.fileno())
+        if channel.writing and channel.transport.write_fileno() != channel.transport.fileno():
+            self.unwatch(channel.transport.write_fileno())
+        self.counters.syscalls += channel.transport.syscalls
+        channel.transport.close()
+
+    def _on_ready(self, channel: _Channel, events: int) -> None:
+        if self._channels.get(channel.id) is not channel:
+            return
+        try:
+            if events & WRITE:
+                channel.transport.flush()
+                self._write(channel)
+            if events & ~WRITE:
+                data = channel.transport.receive()
+                if data == b"":
+                    self._lost(channel, "the other end closed the connection")
+                elif data is not None:
+                    self.counters.bytes_received += len(data)
+                    self._feed(BytesReceived(channel.id, data))
+        except OSError as error:
+            self._lost(channel, f"{type(error).__name__}: {error}")
+
+    def _lost(self, channel: _Channel, reason: str) -> None:
+        if channel.id in self._channels:
+            self._close(channel)
+            self._feed(ConnectionClosed(channel.id, reason))
+
+    def flush(self) -> None:
+        """Write what the station has to say."""
+        with self.lock:
+            for identifier in self.station.peer.dirty_connections():
+                channel = self._channels.get(identifier)
+                if channel is not None and not channel.writing:
+                    try:
+                        self._write(channel)
+                    except OSError as error:
+                        self._lost(channel, f"{type(error).__name__}: {error}")
+
+    def _write(self, channel: _Channel) -> None:
+        transport = channel.transport
+        peer = self.station.peer
+        while transport.pending < ROOM_BYTES:
+            data = peer.output(channel.id, ROOM_BYTES)
+            if not data:
+                break
+            transport.send(data)
+            self.counters.bytes_sent += len(data)
+            if transport.pending:
+                break
+        wanted = transport.pending > 0
+        if wanted != channel.writing:
+            channel.writing = wanted
+            fd, write_fd = transport.fileno(), transport.write_fileno()
+            if fd == write_fd:
+                self.poller.set(fd, READ | WRITE if wanted else READ, known=True)
+            elif wanted:
+                self.watch(write_fd, lambda events: self._on_ready(channel, WRITE), WRITE)
+            else:
+                self.unwatch(write_fd)
+
+    # ── the loop ──
+
+    def step(self, timeout: float | None) -> bool:
+        """Wait for something, at most `timeout` seconds, and handle it. Returns whether anything was ready."""
+        with self.lock:
+            self.flush()
+            deadline = self.station.next_deadline()
+        if deadline is not None:
+            left = max(0.0, deadline - self.clock())
+            timeout = left if timeout is None else min(timeout, left)
+        ready = self.poller.wait(timeout)
+        with self.lock:
+            self.counters.wakeups += 1
+            self.counters.syscalls += 1
+            if self.closed:
+                return False
+            handlers = self._handlers
+            for fd, events in ready:
+                handler = handlers.get(fd)
+                if handler is not None:
+                    handler(events)
+            if deadline is not None and self.clock() >= deadline:
+                self._feed(Tick())
+            self.flush()
+        return bool(ready)
+
+    def totals(self) -> Counters:
+        """The counters so far, those of open connections included."""
+        with self.lock:
+            total = Counters.from_list(self.counters.as_list())
+            total.syscalls += sum(channel.transport.syscalls for channel in self._channels.values())
+            return total
+
+    def close(self) -> None:
+        """Say goodbye, write what can be written at once, and close everything."""
+        with self.lock:
+            if self.closed:
+                return
+            self.closed = True
+            for channel in list(self._channels.values()):
+                with contextlib.suppress(OSError):
+                    self._write(channel)
+                self._close(channel)
+            for fd in list(self._handlers):
+                self.unwatch(fd)
+            for end in (self._wake_in, self._wake_out):
+                end.close()
+            self.poller.close()
