@@ -13,8 +13,9 @@ from raskid.core.messaging import Introduce
 from raskid.model.errors import RemoteProtocolError
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import SERVICES, list_name
-from raskid.protocol.messages import Answer, Call, CancelCall, Message, RecordDeleted, RecordPut
+from raskid.protocol.messages import Answer, Call, CancelCall, Message, PeerRef, RecordDeleted, RecordPut
 from raskid.protocol.reactions import decode_provider
+from raskid.protocol.values import encode_value
 
 SERVING_MAX = 100_000
 
@@ -80,7 +81,7 @@ class CallDone(Effect, frozen=True):
 
 
 class _Pending:
-    __slots__ = ("body", "deadline", "provider", "request", "service")
+    __slots__ = ("body", "deadline", "incarnation", "provider", "request", "service")
 
     def __init__(self, event: Request) -> None:
         self.request = event.request
@@ -88,6 +89,7 @@ class _Pending:
         self.body: bytes | None = event.body
         self.deadline = event.deadline
         self.provider: PeerId | None = None
+        self.incarnation = 0
 
 
 class Calls:
@@ -99,7 +101,8 @@ class Calls:
     def __init__(self, lists: Lists) -> None:
         self._lists = lists
         lists.observers[SERVICES] = self
-        self._providers: dict[str, list[PeerId]] = {}
+        #: Service → who serves it; holds exactly the services that were called here, whose lists are followed.
+        self._providers: dict[str, list[PeerRef]] = {}
         self._turn: dict[str, int] = {}
         self._pending: dict[RequestId, _Pending] = {}
         self._unsent: dict[str, dict[RequestId, _Pending]] = {}
@@ -136,7 +139,11 @@ class Calls:
         effects: list[Effect] = []
         if event.service not in self._providers:
             self._providers[event.service] = []
-            effects = self._lists.follow(list_name(SERVICES, event.service))
+            name = list_name(SERVICES, event.service)
+            effects = self._lists.follow(name)
+            replica = self._lists.replicas[name]
+            if replica.ready:
+                effects += self.on_replica(event.service, replica, None)
         return effects + self._dispatch(pending)
 
     def _dispatch(self, pending: _Pending) -> list[Effect]:
@@ -146,21 +153,25 @@ class Calls:
             return []
         turn = self._turn.get(pending.service, 0)
         self._turn[pending.service] = turn + 1
-        pending.provider = providers[turn % len(providers)]
+        chosen = providers[turn % len(providers)]
+        pending.provider, pending.incarnation = chosen.peer, chosen.incarnation
         body, pending.body = pending.body, None
         assert body is not None
         return [Send(pending.provider, Call(pending.request, pending.service, body))]
 
     def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
         """The providers of a service that was called here changed."""
+        if topic not in self._providers:
+            # Somebody here looks at this list, and nobody calls.
+            return []
         effects: list[Effect] = []
-        providers: list[PeerId] = []
+        providers: list[PeerRef] = []
         for record in replica.records.values():
             try:
                 provider = decode_provider(record.value)
             except RemoteProtocolError:
                 continue
-            providers.append(provider.target.peer)
+            providers.append(provider.target)
             effects.append(Introduce(provider.target))
         self._providers[topic] = providers
         if providers:
@@ -176,8 +187,15 @@ class Calls:
             self._forget(message.request)
             return [CallDone(message.request, message.ok, message.body)]
         if type(message) is Call:
-            if message.service not in self._serving or len(self._running) >= SERVING_MAX:
-                return [Send(peer, Answer(message.request, False, b""))]
+            text = ""
+            if message.service not in self._serving:
+                text = f"{message.service!r} is not served here (any more)"
+            elif len(self._running) >= SERVING_MAX:
+                text = f"{SERVING_MAX:,} requests are being served here already"
+            elif message.request in self._running:
+                text = f"a request with the id {message.request} is being served here already"
+            if text:
+                return [Send(peer, Answer(message.request, False, encode_value(("NoSuchService", text, ""))))]
             self._running[message.request] = peer
             return [Invoke(message.request, peer, message.service, message.body)]
         if type(message) is CancelCall and self._running.get(message.request) == peer:
@@ -196,13 +214,16 @@ class Calls:
 
     def _on_gone(self, event: PeerGone) -> list[Effect]:
         effects: list[Effect] = []
-        for pending in [p for p in self._pending.values() if p.provider == event.peer]:
+        lost = [p for p in self._pending.values() if p.provider == event.peer and p.incarnation <= event.incarnation]
+        for pending in lost:
             self._forget(pending.request)
             text = f"{event.peer} was to answer a request for {pending.service!r} and is gone: {event.reason}"
             effects.append(CallDone(pending.request, False, b"", "PeerLost", text))
         for service, providers in self._providers.items():
-            if event.peer in providers:
-                self._providers[service] = [peer for peer in providers if peer != event.peer]
+            # A newer incarnation may serve already.
+            self._providers[service] = [
+                ref for ref in providers if ref.peer != event.peer or ref.incarnation > event.incarnation
+            ]
         for request in [request for request, caller in self._running.items() if caller == event.peer]:
             del self._running[request]
             effects.append(InvokeCancelled(request))

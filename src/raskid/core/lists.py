@@ -56,13 +56,14 @@ class Replied(Effect, frozen=True):
 
 
 class Replica:
-    """A list as this process knows it. `version` is 0 until the first state came."""
+    """A list as this process knows it. Until its state came it is not `ready`, and changes say nothing."""
 
-    __slots__ = ("acks", "name", "records", "version", "watchers")
+    __slots__ = ("acks", "name", "ready", "records", "version", "watchers")
 
     def __init__(self, name: str, acks: bool) -> None:
         self.name = name
         self.acks = acks
+        self.ready = False
         self.version = 0
         self.records: dict[str, Record] = {}
         self.watchers = 0
@@ -96,6 +97,11 @@ class Lists:
             replica.watchers = 1
             return [Send(self.hub, Watch(name, acks))]
         replica.watchers += 1
+        if acks and not replica.acks:
+            # The hub waits for this reader from the state that it sends now, and no promise holds before that.
+            replica.acks = True
+            replica.ready = False
+            return [Send(self.hub, Watch(name, True))]
         return []
 
     def unfollow(self, name: str) -> list[Effect]:
@@ -129,6 +135,11 @@ class Lists:
     def _on_change(self, message: ListState | RecordPut | RecordDeleted) -> list[Effect]:
         replica = self.replicas.get(message.name)
         if replica is None or message.version < replica.version:
+            return []
+        if type(message) is ListState:
+            replica.ready = True
+        elif not replica.ready:
+            # Sent for a watch that has ended since.
             return []
         replica.version = message.version
         change: RecordPut | RecordDeleted | None = None

@@ -41,6 +41,7 @@ from raskid.protocol.messages import (
     AskStatus,
     CancelTasks,
     Code,
+    DropValues,
     LeaseEnded,
     LeaseGranted,
     Message,
@@ -160,6 +161,11 @@ class Manager:
         if self._releases >= RELEASES_MAX:
             self._flush_releases()
         return effects
+
+    @property
+    def watching(self) -> bool:
+        """Whether a runner may finish something: tasks are placed, or a client dispatches by itself."""
+        return any(runner.outstanding or runner.leases for runner in self._runners.values())
 
     def next_deadline(self) -> float | None:
         """When collected releases must go."""
@@ -885,10 +891,10 @@ class Manager:
                 continue
             nodes.setdefault(runner.node, []).extend(tasks)
             if runner.alive:
-                self._effects.append(Send(runner.peer, ReleaseTasks(tasks)))
+                self._effects.append(Send(runner.peer, DropValues(tasks)))
             runner.releases = []
         for node, tasks in nodes.items():
-            self._effects.append(Send(node, ReleaseTasks(tasks)))
+            self._effects.append(Send(node, DropValues(tasks)))
         self._releasing.clear()
         self._releases = 0
         self._release_at = None

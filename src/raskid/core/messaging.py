@@ -25,7 +25,7 @@ from raskid.protocol.messages import (
     RecordDeleted,
     RecordPut,
 )
-from raskid.protocol.reactions import BLOCK, DROP_NEWEST, LATEST, decode_reaction
+from raskid.protocol.reactions import BLOCK, DELIVER, DROP_NEWEST, LATEST, decode_reaction
 
 #: Messages published by a callback before the topic's replica is here; more are dropped, and counted.
 EARLY_MAX = 10_000
@@ -98,12 +98,16 @@ class PlanReady(Effect, frozen=True):
 class Target:
     """One subscriber of a topic published here."""
 
-    __slots__ = ("capacity", "credit", "dropped", "dropped_all", "overflow", "peer", "queue", "subscription", "topic")
+    __slots__ = (
+        "capacity", "credit", "dropped", "dropped_all", "incarnation", "overflow", "peer", "queue", "subscription",
+        "topic",
+    )  # fmt: skip
 
-    def __init__(self, topic: str, subscription: RequestId, peer: PeerId, capacity: int, overflow: str) -> None:
+    def __init__(self, topic: str, subscription: RequestId, ref: PeerRef, capacity: int, overflow: str) -> None:
         self.topic = topic
         self.subscription = subscription
-        self.peer = peer
+        self.peer = ref.peer
+        self.incarnation = ref.incarnation
         self.capacity = capacity
         self.overflow = overflow
         #: Messages that may still be sent. `credit` and those on their way add up to `capacity`.
@@ -176,7 +180,7 @@ class Messaging:
         elif kind is Unsubscribed:
             self._subscriptions.pop(event.subscription, None)
         elif kind is PeerGone:
-            return self._on_gone(event.peer)
+            return self._on_gone(event.peer, event.incarnation)
         return []
 
     def _announce(self, topic: str) -> list[Effect]:
@@ -227,6 +231,9 @@ class Messaging:
         """The reactions of a topic published here changed."""
         effects: list[Effect] = []
         present = self.plans.get(topic)
+        if present is None and topic not in self._early:
+            # Somebody here looks at this list, and nobody publishes.
+            return []
         old = {target.subscription: target for target in present or ()}
         if isinstance(change, RecordDeleted):
             target = old.pop(_subscription_of(change.record), None)
@@ -248,14 +255,16 @@ class Messaging:
 
     def _adopt(self, topic: str, name: str, value: bytes, into: dict[RequestId, Target]) -> list[Effect]:
         identifier = _subscription_of(name)
-        if identifier in into:
+        if identifier < 0 or identifier in self._targets:
             return []
         try:
             reaction = decode_reaction(value)
         except RemoteProtocolError:
             # A reaction that nobody here understands is the business of its owner, not of the publisher.
             return []
-        target = Target(topic, identifier, reaction.target.peer, reaction.capacity, reaction.overflow)
+        if reaction.op != DELIVER:
+            return []
+        target = Target(topic, identifier, reaction.target, reaction.capacity, reaction.overflow)
         into[identifier] = self._targets[identifier] = target
         return [Introduce(reaction.target)]
 
@@ -265,15 +274,16 @@ class Messaging:
         target.queue.clear()
         return [Send(target.peer, Delivered(target.subscription, target.dropped))]
 
-    def _on_gone(self, peer: PeerId) -> list[Effect]:
+    def _on_gone(self, peer: PeerId, incarnation: int) -> list[Effect]:
         for topic, plan in self.plans.items():
-            if any(target.peer == peer for target in plan):
+            # A newer incarnation may have subscribed before the end of this one was noticed.
+            ended = [target for target in plan if target.peer == peer and target.incarnation <= incarnation]
+            if ended:
                 # The hub removes the record as well; until then nothing is to pile up for nobody.
-                for target in plan:
-                    if target.peer == peer:
-                        self._targets.pop(target.subscription, None)
-                        target.queue.clear()
-                self.plans[topic] = tuple(target for target in plan if target.peer != peer)
+                for target in ended:
+                    self._targets.pop(target.subscription, None)
+                    target.queue.clear()
+                self.plans[topic] = tuple(target for target in plan if target not in ended)
         for subscription in self._subscriptions.values():
             subscription.taken.pop(peer, None)
         return []
@@ -322,4 +332,7 @@ class Messaging:
 
 
 def _subscription_of(record: str) -> RequestId:
-    return RequestId(int(record)) if record.isdigit() else RequestId(-1)
+    """The id that a record's name is, or -1. Names come from other peers and may be anything."""
+    if not record.isascii() or not record.isdigit() or len(record) > 19 or int(record) >= 1 << 63:
+        return RequestId(-1)
+    return RequestId(int(record))

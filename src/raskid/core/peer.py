@@ -100,7 +100,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class _Connection:
-    __slots__ = ("deadline", "id", "link", "open", "outbound", "raw", "reader", "target", "declared")
+    __slots__ = ("closing", "deadline", "declared", "id", "link", "open", "outbound", "raw", "reader", "target")
 
     def __init__(self, identifier: int, outbound: bool, target: PeerId | None, deadline: float) -> None:
         self.id = identifier
@@ -109,6 +109,8 @@ class _Connection:
         self.reader = FrameReader()
         self.link: Link | None = None
         self.open = False
+        #: Refused: what still comes is not read; the connection ends when `raw` is written.
+        self.closing = False
         self.deadline = deadline
         self.declared = 0
         #: Frames outside the link's count (handshake, refusal), to be written first.
@@ -119,8 +121,8 @@ class _Remote:
     """What is known of another peer. `connection` carries its link now; `attempt` is one being opened."""
 
     __slots__ = (
-        "attempt", "away_since", "connection", "info", "initiated", "link", "next_try", "origin", "ref", "retry_s", "role",
-        "tried",
+        "attempt", "away_since", "connection", "info", "initiated", "link", "next_try", "origin", "ref", "retry_s",
+        "role", "tried",
     )  # fmt: skip
 
     def __init__(self, ref: PeerRef) -> None:
@@ -158,6 +160,8 @@ class Peer:
         #: Remotes with a clock running: away, or to be tried again.
         self._waiting: dict[PeerId, _Remote] = {}
         self._gone: dict[PeerId, int] = {}
+        #: Roles of peers that ended since the last Tick: their last messages may still be on their way upwards.
+        self._roles_gone: dict[PeerId, str] = {}
         self._next_connection = 0
         self.refused = 0
 
@@ -179,15 +183,26 @@ class Peer:
         identity = self.identity
         return PeerRef(identity.peer, identity.incarnation, identity.addresses)
 
-    def introduce(self, ref: PeerRef) -> None:
-        """Remember how a peer is reached; a newer incarnation replaces an older one at its handshake."""
-        if ref.peer == self.identity.peer:
-            return
+    def introduce(self, ref: PeerRef, now: float) -> tuple[list[Event], list[Effect]]:
+        """Remember how a peer is reached; where a newer incarnation is named, the older one has ended."""
+        if ref.peer == self.identity.peer or self._gone.get(ref.peer, -1) >= ref.incarnation > 0:
+            return [], []
+        events: list[Event] = []
+        effects: list[Effect] = []
         remote = self._remotes.get(ref.peer)
+        if remote is not None and remote.link is not None and 0 < remote.link.incarnation < ref.incarnation:
+            # Now, and not at the handshake: what is sent from here on is meant for the newer one.
+            events, effects = self._end(remote, f"incarnation {ref.incarnation} was announced")
+            remote = None
         if remote is None:
             self._remotes[ref.peer] = _Remote(ref)
-        elif ref.incarnation > remote.ref.incarnation or (ref.addresses and not remote.ref.addresses):
+        elif ref.incarnation > remote.ref.incarnation or (
+            ref.incarnation == remote.ref.incarnation and ref.addresses and not remote.ref.addresses
+        ):
             remote.ref = ref
+            if remote.link is not None and remote.connection is None and remote.attempt is None:
+                effects = self._try(remote, now)
+        return events, effects
 
     def send(self, peer: PeerId, message: AnyMessage, now: float) -> list[Effect]:
         """Queue a message for a peer, opening a connection where there is none."""
@@ -252,7 +267,7 @@ class Peer:
     def role_of(self, peer: PeerId) -> str:
         """The role that a peer has proved to us; our own where we proved ours to it."""
         remote = self._remotes.get(peer)
-        return remote.role if remote else ""
+        return remote.role if remote is not None and remote.role else self._roles_gone.get(peer, "")
 
     def goodbye(self, reason: str) -> None:
         """Tell everybody that we end on purpose."""
@@ -288,7 +303,9 @@ class Peer:
         if connection is None:
             return [], [Disconnect(event.connection, "no longer wanted")]
         connection.deadline = now + HANDSHAKE_S
-        remote = self._remotes[connection.target] if connection.target is not None else None
+        # Whoever we chose to connect to may send large frames right behind its Welcome.
+        connection.reader.payload_max = FRAME_BYTES_MAX
+        remote = self._remotes.get(connection.target) if connection.target is not None else None
         link = remote.link if remote else None
         connection.declared = link.received if link else 0
         me = self.identity
@@ -309,7 +326,7 @@ class Peer:
 
     def _on_bytes(self, event: BytesReceived, now: float) -> tuple[list[Event], list[Effect]]:
         connection = self._connections.get(event.connection)
-        if connection is None:
+        if connection is None or connection.closing:
             return [], []
         events: list[Event] = []
         effects: list[Effect] = []
@@ -319,7 +336,7 @@ class Peer:
                     more_events, more_effects = self._on_handshake(connection, decode_batch(payload), now)
                     events += more_events
                     effects += more_effects
-                    if connection.id not in self._connections:
+                    if connection.closing or connection.id not in self._connections:
                         break
                     continue
                 link = connection.link
@@ -341,20 +358,26 @@ class Peer:
             return events + more_events, effects + more_effects
         return events, effects
 
-    def _break(
-        self, connection: _Connection, code: str, text: str, now: float
-    ) -> tuple[list[Event], list[Effect]]:
+    def _break(self, connection: _Connection, code: str, text: str, now: float) -> tuple[list[Event], list[Effect]]:
         """Answer a mistake of the other end: say what is wrong, then drop the connection."""
         self.refused += 1
         who = connection.link.peer if connection.link else "a stranger"
-        self._write_raw(connection, Refused(code, text))
-        events: list[Event] = []
         if connection.link is not None and connection.open and code == "protocol":
             # The count of frames is not to be trusted after garbage: this link is over.
             events, effects = self._end(self._remotes[connection.link.peer], f"broke the protocol: {text}", connection)
-            return events, [*effects, Disconnect(connection.id, f"{who}: {text}")]
-        events, effects = self._drop(connection, now)
+        else:
+            events, effects = self._drop(connection, now)
+        self._refuse(connection, code, text, now)
         return events, [*effects, Disconnect(connection.id, f"{who}: {text}")]
+
+    def _refuse(self, connection: _Connection, code: str, text: str, now: float) -> None:
+        """Write why, and listen no more; the connection is forgotten when it is closed, or some time later."""
+        connection.link = None
+        connection.open = False
+        connection.closing = True
+        connection.deadline = now + HANDSHAKE_S
+        self._connections[connection.id] = connection
+        self._write_raw(connection, Refused(code, text))
 
     def _on_handshake(
         self, connection: _Connection, messages: list[AnyMessage], now: float
@@ -388,6 +411,8 @@ class Peer:
             return "bad-peer", f"{hello.peer} wants to reach {hello.target or 'the head'}; this is {me.peer}"
         if not hello.peer or len(hello.peer) > 128 or hello.peer == me.peer:
             return "bad-peer", f"{hello.peer[:128]!r} cannot be the id of a peer of {me.peer}"
+        if hello.incarnation < 1:
+            return "bad-peer", f"{hello.peer} says that it is incarnation {hello.incarnation}; the first one is 1"
         text = _proof_text(hello.peer, hello.incarnation, hello.origin, hello.target)
         role = check_proofs(hello.token, me.token, me.role, text)
         if role is None:
@@ -395,12 +420,23 @@ class Peer:
         role = ROLES[min(ROLES.index(role), ROLES.index(hello.role))]
         known = self._remotes.get(hello.peer)
         if hello.incarnation <= self._gone.get(hello.peer, -1) or (
-            known is not None and known.link is not None and known.link.incarnation > hello.incarnation
+            known is not None and known.ref.incarnation > hello.incarnation
         ):
             return "link-forgotten", (
                 f"incarnation {hello.incarnation} of {hello.peer} was away for longer than its lease of "
                 f"{self.lease_s:g} s, or has ended"
             )
+        link = known.link if known is not None else None
+        if hello.received and (link is None or link.incarnation != hello.incarnation):
+            return "link-forgotten", (
+                f"{me.peer} (incarnation {me.incarnation}) has no link to {hello.peer}, which has {hello.received} "
+                "frames of one: that link has ended"
+            )
+        if link is not None and link.incarnation == hello.incarnation and link.is_outdated(hello.received):
+            # It was sent before another connection carried the link on; its sender knows better by now.
+            return "duplicate", f"a Hello of {hello.peer} counts {hello.received} frames; it has more"
+        if hello.origin == me.origin:
+            return "origin-taken", f"origin {hello.origin} is in use by {me.peer}; take another"
         for remote in self._remotes.values():
             if remote.origin == hello.origin and remote.ref.peer != hello.peer:
                 return "origin-taken", f"origin {hello.origin} is in use by {remote.ref.peer}; take another"
@@ -430,7 +466,7 @@ class Peer:
         except RemoteProtocolError as error:
             text = f"{me.peer} no longer has this link: {error}"
             more_events, more_effects = self._end(remote, text, connection)
-            self._write_raw(connection, Refused("link-forgotten", text))
+            self._refuse(connection, "link-forgotten", text, now)
             return events + more_events, [*effects, *more_effects, Disconnect(connection.id, text)]
         self._write_raw(connection, welcome)
         effects += self._attach(remote, connection)
@@ -456,6 +492,10 @@ class Peer:
             # Addressed by name only: this is the incarnation that was meant.
             remote.link.incarnation = welcome.incarnation
             remote.ref = PeerRef(welcome.peer, welcome.incarnation, remote.ref.addresses)
+        if welcome.incarnation < max(1, remote.ref.incarnation):
+            raise RemoteProtocolError(
+                f"incarnation {welcome.incarnation} of {welcome.peer} answered; {remote.ref.incarnation} was expected"
+            )
         events, effects = self._joined(connection, welcome, self.identity.role)
         link = self._remotes[welcome.peer].link
         assert link is not None
@@ -478,16 +518,8 @@ class Peer:
         if remote is not None and remote.link is not None and remote.link.incarnation == 0:
             remote.link.incarnation = greeting.incarnation
         if remote is not None and remote.link is not None and remote.link.incarnation < greeting.incarnation:
-            ended = remote.link
             events, effects = self._end(remote, f"incarnation {greeting.incarnation} came", connection)
-            fresh = Link(peer, greeting.incarnation)
-            if not ended.received:
-                # Messages queued for the name before its new incarnation was known were meant for it.
-                for message in [*ended.control, *ended.bulk]:
-                    fresh.send(message)
             remote = None
-            self._remotes[peer] = remote = _Remote(PeerRef(peer, greeting.incarnation, greeting.addresses))
-            remote.link = fresh
         addresses = greeting.addresses or (remote.ref.addresses if remote else ())
         if remote is None:
             remote = self._remotes[peer] = _Remote(PeerRef(peer, greeting.incarnation, addresses))
@@ -529,17 +561,20 @@ class Peer:
 
     def _on_refused(self, connection: _Connection, refused: Refused, now: float) -> tuple[list[Event], list[Effect]]:
         peer = connection.target or (connection.link.peer if connection.link else PeerId(""))
+        events: list[Event]
+        effects: list[Effect]
         if refused.code == "duplicate":
             events, effects = self._drop(connection, now)
             return events, [*effects, Disconnect(connection.id, refused.text)]
         remote = self._remotes.get(peer)
         events = [HandshakeRefused(peer, refused.code, refused.text)]
-        effects: list[Effect] = [Disconnect(connection.id, refused.text)]
+        effects = [Disconnect(connection.id, refused.text)]
         if remote is not None:
             more_events, more_effects = self._end(remote, f"refused: {refused.text} [{refused.code}]", connection)
             events += more_events
             effects += more_effects
         self._connections.pop(connection.id, None)
+        self._raw.pop(connection.id, None)
         return events, effects
 
     # ── ends ──
@@ -548,6 +583,8 @@ class Peer:
         connection = self._connections.get(identifier)
         if connection is None:
             return [], []
+        # Nothing can be written to it any more.
+        connection.raw = b""
         return self._drop(connection, now)
 
     def _drop(self, connection: _Connection, now: float) -> tuple[list[Event], list[Effect]]:
@@ -603,6 +640,7 @@ class Peer:
     def _on_tick(self, now: float) -> tuple[list[Event], list[Effect]]:
         events: list[Event] = []
         effects: list[Effect] = []
+        self._roles_gone.clear()
         for connection in [c for c in self._connections.values() if not c.open and c.deadline <= now]:
             more_events, more_effects = self._drop(connection, now)
             self._connections.pop(connection.id, None)
@@ -618,9 +656,7 @@ class Peer:
                 effects += self._try(remote, now)
         return events, effects
 
-    def _end(
-        self, remote: _Remote, reason: str, keep: _Connection | None = None
-    ) -> tuple[list[Event], list[Effect]]:
+    def _end(self, remote: _Remote, reason: str, keep: _Connection | None = None) -> tuple[list[Event], list[Effect]]:
         """A peer's incarnation is gone."""
         peer = remote.ref.peer
         effects: list[Effect] = []
@@ -632,6 +668,8 @@ class Peer:
         self._remotes.pop(peer, None)
         self._dirty.pop(peer, None)
         self._waiting.pop(peer, None)
+        if remote.role:
+            self._roles_gone[peer] = remote.role
         incarnation = remote.link.incarnation if remote.link else remote.ref.incarnation
         if incarnation:
             self._gone.pop(peer, None)
@@ -659,5 +697,3 @@ def greeting_role(greeting: Welcome | Hello, own: str) -> str:
 
 def _proof_text(peer: str, incarnation: int, origin: int, target: str) -> str:
     return hashlib.sha256(f"{peer}\0{incarnation}\0{origin}\0{target}".encode()).hexdigest()
-
-

@@ -25,6 +25,7 @@ from raskid.core.peer import (
 )
 from raskid.core.relay import AcceptStream, Feed, RelayEnd
 from raskid.model.ids import PeerId
+from raskid.protocol import messages as wire
 from raskid.protocol.messages import (
     ROLE_EXECUTE,
     ROLE_MESSAGE,
@@ -37,14 +38,21 @@ from raskid.protocol.messages import (
     Unwatch,
     Watch,
 )
-from raskid.protocol import messages as wire
 
-_VIEW: frozenset[type[Message]] = frozenset({Watch, Unwatch, AcknowledgeList, ListTopics, AskStatus})
+#: What a viewer asks, and what it is answered: it knows of the head only that it grants this role.
+_VIEW: frozenset[type[Message]] = frozenset(
+    {
+        Watch, Unwatch, AcknowledgeList, ListTopics, AskStatus,
+        wire.ListState, wire.RecordPut, wire.RecordDeleted, wire.RecordSettled, wire.RequestRefused,
+        wire.TopicsListed, wire.Status,
+    }
+)  # fmt: skip
 _EXECUTE: frozenset[type[Message]] = frozenset(
     {
         wire.SubmitTasks, wire.RunTasks, wire.TaskValue, wire.AskValue, wire.TasksFinished, wire.ReleaseTasks,
         wire.CancelTasks, wire.TasksCancelled, wire.RunnerStarted, wire.RunnerEnded, wire.RequestLease,
-        wire.LeaseGranted, wire.LeaseEnded, wire.StopRunner, wire.EndSystem,
+        wire.LeaseGranted, wire.LeaseEnded, wire.StopRunner, wire.EndSystem, wire.DropValues, wire.TaskFailed,
+        wire.ValuesAt,
     }
 )  # fmt: skip
 
@@ -151,6 +159,12 @@ class Station:
                 more = self.peer.send(effect.peer, effect.message, now)  # type: ignore[attr-defined]
                 if more:
                     self._perform(more, out, now)
+            elif kind is Introduce:
+                # At once: what is sent next may be for the peer introduced here.
+                events, more = self.peer.introduce(effect.ref, now)  # type: ignore[attr-defined]
+                self._perform(more, out, now)
+                for event in events:
+                    self._broadcast(event, out, now)
             elif kind in _INSIDE:
                 if loop is None:
                     loop = deque()
@@ -169,8 +183,6 @@ class Station:
                 out.append(Unhandled(self._own, type(effect.message).__name__, "nobody here handles it"))
             else:
                 self._perform(machine.handle(Received(self._own, effect.message), now), out, now)
-        elif kind is Introduce:
-            self.peer.introduce(effect.ref)
         elif kind is Forget:
             events, more = self.peer.forget(effect.peer, effect.incarnation, effect.reason)
             self._perform(more, out, now)
@@ -231,4 +243,4 @@ class Forget(Effect, frozen=True):
     reason: str
 
 
-_INSIDE = (Send, Introduce, Forget, Connect, Disconnect, Feed, AcceptStream)
+_INSIDE = (Send, Forget, Connect, Disconnect, Feed, AcceptStream)

@@ -29,6 +29,8 @@ from raskid.io.transports import Listener, Transport, connect
 
 #: What a connection may keep in this process beyond what the kernel took; control can overtake all but this.
 ROOM_BYTES = 256 * 1024
+#: How long a connection that is over may take to write its last words.
+LINGER_S = 5.0
 
 
 class _Channel:
@@ -61,6 +63,9 @@ class Driver:
         self.poller = Poller()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._channels: dict[int, _Channel] = {}
+        #: Connections that are over but for their last bytes, and until when those are worth waiting for.
+        self._leaving: dict[_Channel, float] = {}
+        self._steps = 0
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
         self._wake_in.setblocking(False)
@@ -96,10 +101,11 @@ class Driver:
 
     def adopt(self, transport: Transport) -> int:
         """Take in a connection that somebody opened to us."""
-        identifier = self.station.peer.new_connection()
-        self._add(identifier, transport)
-        self._feed(ConnectionOpened(identifier, outbound=False))
-        return identifier
+        with self.lock:
+            identifier = self.station.peer.new_connection()
+            self._add(identifier, transport)
+            self._feed(ConnectionOpened(identifier, outbound=False))
+            return identifier
 
     def _add(self, identifier: int, transport: Transport) -> None:
         channel = _Channel(identifier, transport)
@@ -119,9 +125,10 @@ class Driver:
                 self._wake_in.send(b"!")
 
     def _on_wake(self, events: int) -> None:
-        self._woken = False
         with contextlib.suppress(BlockingIOError):
             self._wake_out.recv(64)
+        # Only now: a byte sent in between would be read here, and no further one would ever be sent.
+        self._woken = False
 
     # ── events and effects ──
 
@@ -157,13 +164,22 @@ class Driver:
 
     def _disconnect(self, effect: Disconnect) -> None:
         channel = self._channels.get(effect.connection)
-        if channel is not None:
-            with contextlib.suppress(OSError):
-                self._write(channel)
+        if channel is None:
+            return
+        try:
+            self._write(channel)
+        except OSError:
+            self._close(channel)
+            return
+        if channel.transport.wants_write:
+            del self._channels[channel.id]
+            self._leaving[channel] = self.clock() + LINGER_S
+        else:
             self._close(channel)
 
     def _close(self, channel: _Channel) -> None:
         self._channels.pop(channel.id, None)
+        self._leaving.pop(channel, None)
         self.unwatch(channel.transport.fileno())
         if channel.writing and channel.transport.write_fileno() != channel.transport.fileno():
             self.unwatch(channel.transport.write_fileno())
@@ -171,21 +187,61 @@ class Driver:
         channel.transport.close()
 
     def _on_ready(self, channel: _Channel, events: int) -> None:
+        if channel in self._leaving:
+            self._on_leaving(channel)
+            return
         if self._channels.get(channel.id) is not channel:
             return
-        try:
-            if events & WRITE:
-                channel.transport.flush()
+        transport = channel.transport
+        if events & WRITE:
+            try:
+                transport.flush()
                 self._write(channel)
-            if events & ~WRITE:
-                data = channel.transport.receive()
-                if data == b"":
-                    self._lost(channel, "the other end closed the connection")
-                elif data is not None:
-                    self.counters.bytes_received += len(data)
-                    self._feed(BytesReceived(channel.id, data))
-        except OSError as error:
-            self._lost(channel, f"{type(error).__name__}: {error}")
+            except OSError as error:
+                self._write_failed(channel, error)
+                return
+        if events & ~WRITE:
+            try:
+                if not self._read(channel):
+                    return
+                if channel.id in self._channels and transport.wants_write != channel.writing:
+                    # A handshake below gave bytes to write, or took the last obstacle.
+                    self._write(channel)
+            except OSError as error:
+                self._lost(channel, f"{type(error).__name__}: {error}")
+
+    def _read(self, channel: _Channel) -> bool:
+        """Take in what has come; returns whether there may be more."""
+        data = channel.transport.receive()
+        if data == b"":
+            self._lost(channel, "the other end closed the connection")
+            return False
+        if data is None:
+            return True
+        self.counters.bytes_received += len(data)
+        self._feed(BytesReceived(channel.id, data))
+        return True
+
+    def _on_leaving(self, channel: _Channel) -> None:
+        try:
+            channel.transport.flush()
+            gone = channel.transport.receive() == b""
+        except OSError:
+            gone = True
+        if gone or not channel.transport.wants_write:
+            self._close(channel)
+
+    def _write_failed(self, channel: _Channel, error: OSError) -> None:
+        """The other end reads no more, but it may have said why: hear it out."""
+        reason = f"{type(error).__name__}: {error}"
+        try:
+            while channel.id in self._channels:
+                before = self.counters.bytes_received
+                if not self._read(channel) or self.counters.bytes_received == before:
+                    break
+        except OSError:
+            pass
+        self._lost(channel, reason)
 
     def _lost(self, channel: _Channel, reason: str) -> None:
         if channel.id in self._channels:
@@ -201,7 +257,7 @@ class Driver:
                     try:
                         self._write(channel)
                     except OSError as error:
-                        self._lost(channel, f"{type(error).__name__}: {error}")
+                        self._write_failed(channel, error)
 
     def _write(self, channel: _Channel) -> None:
         transport = channel.transport
@@ -214,7 +270,7 @@ class Driver:
             self.counters.bytes_sent += len(data)
             if transport.pending:
                 break
-        wanted = transport.pending > 0
+        wanted = transport.wants_write
         if wanted != channel.writing:
             channel.writing = wanted
             fd, write_fd = transport.fileno(), transport.write_fileno()
@@ -230,24 +286,40 @@ class Driver:
     def step(self, timeout: float | None) -> bool:
         """Wait for something, at most `timeout` seconds, and handle it. Returns whether anything was ready."""
         with self.lock:
+            if self.closed:
+                return False
             self.flush()
             deadline = self.station.next_deadline()
-        if deadline is not None:
-            left = max(0.0, deadline - self.clock())
+            wait_until = min((*self._leaving.values(), *(() if deadline is None else (deadline,))), default=None)
+            self._steps += 1
+        if wait_until is not None:
+            left = max(0.0, wait_until - self.clock())
             timeout = left if timeout is None else min(timeout, left)
-        ready = self.poller.wait(timeout)
+        ready: list[tuple[int, int]] = []
+        try:
+            ready = self.poller.wait(timeout)
+        finally:
+            with self.lock:
+                self._steps -= 1
+                if self.closed and not self._steps:
+                    self._give_back()
         with self.lock:
             self.counters.wakeups += 1
             self.counters.syscalls += 1
-            if self.closed:
-                return False
             handlers = self._handlers
             for fd, events in ready:
+                if self.closed:
+                    return False
                 handler = handlers.get(fd)
                 if handler is not None:
                     handler(events)
-            if deadline is not None and self.clock() >= deadline:
+            if self.closed:
+                return False
+            now = self.clock()
+            if deadline is not None and now >= deadline:
                 self._feed(Tick())
+            for channel in [channel for channel, until in self._leaving.items() if now >= until]:
+                self._close(channel)
             self.flush()
         return bool(ready)
 
@@ -255,21 +327,35 @@ class Driver:
         """The counters so far, those of open connections included."""
         with self.lock:
             total = Counters.from_list(self.counters.as_list())
-            total.syscalls += sum(channel.transport.syscalls for channel in self._channels.values())
+            total.syscalls += sum(channel.transport.syscalls for channel in (*self._channels.values(), *self._leaving))
             return total
 
-    def close(self) -> None:
-        """Say goodbye, write what can be written at once, and close everything."""
+    def close(self, reason: str = "its process ends") -> None:
+        """Say goodbye, write what can be written at once, and close everything. A thread that waits comes back."""
         with self.lock:
             if self.closed:
                 return
-            self.closed = True
+            self.station.peer.goodbye(reason)
             for channel in list(self._channels.values()):
                 with contextlib.suppress(OSError):
                     self._write(channel)
                 self._close(channel)
+            for channel in list(self._leaving):
+                self._close(channel)
+            self.closed = True
             for fd in list(self._handlers):
-                self.unwatch(fd)
+                if fd != self._wake_out.fileno():
+                    self.unwatch(fd)
+            if self._steps:
+                # Whoever waits gives the descriptors back: they must not vanish below a wait.
+                self._woken = False
+                self.wake()
+            else:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        if self._wake_out.fileno() >= 0:
+            self.unwatch(self._wake_out.fileno())
             for end in (self._wake_in, self._wake_out):
                 end.close()
             self.poller.close()

@@ -11,11 +11,17 @@ import os
 import socket
 import ssl
 import struct
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 
 RECEIVE_BYTES = 256 * 1024
 CONNECT_S = 5.0
+#: How long the path of a unix socket may be.
+PATH_BYTES_MAX = 103 if sys.platform == "darwin" else 107
+#: What `close` reads and throws away: a TCP socket closed with unread bytes would take back what it has just written.
+DRAIN_BYTES = 1 << 20
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class TransportError(OSError):
@@ -48,6 +54,11 @@ class Transport(ABC):
     @abstractmethod
     def pending(self) -> int:
         """Bytes kept."""
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether `flush` could do something once the descriptor is writable."""
+        return self.pending > 0
 
     @abstractmethod
     def fileno(self) -> int:
@@ -133,6 +144,9 @@ class SocketTransport(Transport):
             return self.sock.recv(RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):
             return None
+        except ConnectionResetError:
+            # It closed before it had read everything.
+            return b""
 
     def send(self, data: bytes) -> None:
         if self._kept:
@@ -163,6 +177,12 @@ class SocketTransport(Transport):
         return self.sock.fileno()
 
     def close(self) -> None:
+        if self.sock.fileno() >= 0 and self.sock.family != socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+                left = DRAIN_BYTES
+                while left > 0 and (data := self.sock.recv(RECEIVE_BYTES)):
+                    left -= len(data)
         self.sock.close()
 
 
@@ -175,23 +195,30 @@ class TlsTransport(SocketTransport):
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
         self._ready = False
+        #: What was sent before the handshake was over.
         self._plain = bytearray()
         self._shake()
 
     def _shake(self) -> None:
-        if not self._ready:
-            try:
-                self._tls.do_handshake()
-                self._ready = True
-            except ssl.SSLWantReadError:
-                pass
-            except ssl.SSLError:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._push()
+            return
+        except ssl.SSLError as error:
+            # The other end is to learn why, if it still listens.
+            with contextlib.suppress(OSError):
                 self._push()
-                raise
-        if self._ready and self._plain:
-            self._tls.write(self._plain)
-            self._plain.clear()
+            raise _tls_error(error) from error
+        self._ready = True
+        plain, self._plain = self._plain, bytearray()
+        self._encrypt(plain)
         self._push()
+
+    def _encrypt(self, data: bytes | bytearray) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._tls.write(view) :]
 
     def _push(self) -> None:
         if self._outgoing.pending:
@@ -199,37 +226,66 @@ class TlsTransport(SocketTransport):
 
     def receive(self) -> bytes | None:
         data = super().receive()
-        if data is None:
-            return None
-        if data == b"":
-            self._incoming.write_eof()
-            return b""
+        if not data:
+            return data
         self._incoming.write(data)
         if not self._ready:
             self._shake()
             if not self._ready:
                 return None
         parts: list[bytes] = []
+        ended = False
         try:
             while part := self._tls.read(RECEIVE_BYTES):
                 parts.append(part)
+            ended = True
         except ssl.SSLWantReadError:
             pass
         except ssl.SSLZeroReturnError:
-            return b"".join(parts)
+            ended = True
+        except ssl.SSLError as error:
+            if not parts:
+                raise _tls_error(error) from error
+            # What came before the mistake counts; the next call meets the mistake again, or the end.
         self._push()
-        return b"".join(parts) or None
+        return b"".join(parts) if parts or ended else None
 
     def send(self, data: bytes) -> None:
         if not self._ready:
             self._plain += data
             return
-        self._tls.write(data)
+        self._encrypt(data)
         self._push()
 
     @property
     def pending(self) -> int:
         return len(self._kept) + len(self._plain)
+
+    @property
+    def wants_write(self) -> bool:
+        # What waits for the handshake waits for the other end, not for room in the kernel.
+        return len(self._kept) > 0
+
+    def close(self) -> None:
+        if self._ready and not self._kept and self.sock.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                self._tls.unwrap()
+            with contextlib.suppress(OSError):
+                self._push()
+        super().close()
+
+
+def _tls_error(error: ssl.SSLError) -> TransportError:
+    """What went wrong, for somebody who knows no TLS."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return TransportError(
+            f"the other end's certificate is not this session's ({error.verify_message}); is this the right address, "
+            "and the session file up to date?"
+        )
+    reason = error.reason or str(error)
+    if "ALERT" in reason:
+        return TransportError(f"the other end refused our certificate, or does not trust its own session's: {reason}")
+    return TransportError(f"no TLS with the other end: {reason}")
 
 
 class MemoryTransport(Transport):
@@ -250,11 +306,14 @@ class MemoryTransport(Transport):
         return cls(back, there, one), cls(there, back, two)
 
     def receive(self) -> bytes | None:
+        self.syscalls += 1
         ended = False
         try:
             ended = self._bell.recv(4096) == b""
         except BlockingIOError:
             pass
+        except ConnectionResetError:
+            ended = True
         if self._inbox:
             parts = []
             while self._inbox:
@@ -263,6 +322,7 @@ class MemoryTransport(Transport):
         return b"" if ended else None
 
     def send(self, data: bytes) -> None:
+        self.syscalls += 1
         self._outbox.append(bytes(data))
         with contextlib.suppress(BlockingIOError):
             self._bell.send(b"!")
@@ -296,10 +356,14 @@ class Listener:
         return self.sock.fileno()
 
     def accept(self) -> Transport | None:
-        """The next connection, or None when there is none (or it came from another user)."""
+        """The next connection, or None when there is none, or it came from another user, or cannot be taken now."""
         try:
             sock, _ = self.sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return None
+        except OSError:
+            # For example no descriptor is left: that must not end the process; the caller waits in the queue.
+            self.refused += 1
             return None
         if sock.family == socket.AF_UNIX:
             uid = peer_uid(sock)
@@ -308,10 +372,10 @@ class Listener:
                 sock.close()
                 return None
             return SocketTransport(sock)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._context is None:
-            return SocketTransport(sock)
         try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._context is None:
+                return SocketTransport(sock)
             return TlsTransport(sock, self._context, server_side=True)
         except OSError:
             self.refused += 1
@@ -320,6 +384,8 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening; a unix socket's file goes as well."""
+        if self.sock.fileno() < 0:
+            return
         self.sock.close()
         if self.address.startswith("unix:"):
             with contextlib.suppress(OSError):
@@ -335,27 +401,33 @@ def peer_uid(sock: socket.socket) -> int | None:
 
 
 def listen(address: str, context: ssl.SSLContext | None = None) -> Listener:
-    """Listen at ``unix:PATH`` or ``tcp:HOST:PORT`` (port 0 takes a free one; the listener's address tells which)."""
+    """Listen at ``unix:PATH`` or ``tcp:HOST:PORT`` (port 0 takes a free one; the listener's address tells which).
+
+    Raises:
+        TransportError: The address is none, is taken, or would be open to the network without TLS.
+    """
     scheme, _, rest = address.partition(":")
     if scheme == "unix":
+        _check_path(address, rest)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.bind(rest)
+            # Before `listen`: nobody can connect while the file is open to others.
+            os.chmod(rest, 0o600)
+            sock.listen(256)
         except OSError as error:
             sock.close()
-            raise TransportError(f"cannot listen at {address}: {error}; the path may hold 107 bytes") from error
-        os.chmod(rest, 0o600)
-    elif scheme == "tcp":
-        host, _, port = rest.rpartition(":")
-        if context is None and host not in ("127.0.0.1", "::1", "localhost"):
-            raise TransportError(f"will not listen at {address} without TLS")
-        sock = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-        address = f"tcp:{host}:{sock.getsockname()[1]}"
-        return Listener(sock, address, context)
-    else:
-        raise TransportError(f"{address!r} is no address; expected unix:PATH or tcp:HOST:PORT")
-    sock.listen(256)
-    return Listener(sock, address)
+            raise TransportError(f"cannot listen at {address}: {error}") from error
+        return Listener(sock, address)
+    host, port = _host_and_port(address, context, "listen at")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = socket.create_server((host, port), family=family, backlog=256)
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
+        )
+    except (OSError, UnicodeError) as error:
+        raise TransportError(f"cannot listen at {address}: {error}") from error
+    return Listener(sock, f"tcp:{host}:{sock.getsockname()[1]}", context)
 
 
 def connect(address: str, context: ssl.SSLContext | None = None) -> Transport:
@@ -366,7 +438,9 @@ def connect(address: str, context: ssl.SSLContext | None = None) -> Transport:
     """
     scheme, _, rest = address.partition(":")
     if scheme == "unix":
+        _check_path(address, rest)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(CONNECT_S)
         try:
             sock.connect(rest)
         except OSError:
@@ -377,17 +451,39 @@ def connect(address: str, context: ssl.SSLContext | None = None) -> Transport:
             sock.close()
             raise TransportError(f"{address} belongs to user {uid}, not to {os.getuid()}")
         return SocketTransport(sock)
-    if scheme == "tcp":
-        host, _, port = rest.rpartition(":")
-        if context is None and host not in ("127.0.0.1", "::1", "localhost"):
-            raise TransportError(f"will not connect to {address} without TLS")
-        sock = socket.create_connection((host, int(port)), timeout=CONNECT_S)
+    host, port = _host_and_port(address, context, "connect to")
+    try:
+        sock = socket.create_connection((host, port), timeout=CONNECT_S)
+    except UnicodeError as error:
+        raise TransportError(f"cannot connect to {address}: {error}") from error
+    try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if context is None:
-            return SocketTransport(sock)
-        try:
-            return TlsTransport(sock, context, server_side=False)
-        except OSError:
-            sock.close()
-            raise
-    raise TransportError(f"{address!r} is no address; expected unix:PATH or tcp:HOST:PORT")
+        return SocketTransport(sock) if context is None else TlsTransport(sock, context, server_side=False)
+    except OSError:
+        sock.close()
+        raise
+
+
+def _check_path(address: str, path: str) -> None:
+    size = len(os.fsencode(path))
+    if size > PATH_BYTES_MAX:
+        raise TransportError(
+            f"{address} is too long for a unix socket: {size} bytes of path, at most {PATH_BYTES_MAX} are possible; "
+            "use a shorter directory, for example by setting TMPDIR or XDG_RUNTIME_DIR"
+        )
+    if not path or "\0" in path:
+        raise TransportError(f"{address!r} names no path; expected unix:PATH")
+
+
+def _host_and_port(address: str, context: ssl.SSLContext | None, doing: str) -> tuple[str, int]:
+    scheme, _, rest = address.partition(":")
+    host, _, port = rest.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    # Addresses come from other peers as well, so every mistake in one has to be an OSError.
+    if scheme != "tcp" or not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 0xFFFF:
+        raise TransportError(f"{address[:200]!r} is no address; expected unix:PATH or tcp:HOST:PORT")
+    if context is None and host not in LOOPBACK:
+        raise TransportError(
+            f"will not {doing} {address} without TLS: others could listen on the way"
+        )
+    return host, int(port)

@@ -43,7 +43,8 @@ class ConnectionRefused(RaskidError):
 
 
 REFUSAL_CODES = (
-    "bad-token", "bad-version", "bad-role", "bad-peer", "origin-taken", "link-forgotten", "duplicate", "protocol", "full",
+    "bad-token", "bad-version", "bad-role", "bad-peer", "origin-taken", "link-forgotten", "duplicate", "protocol",
+    "full",
 )  # fmt: skip
 
 

@@ -47,5 +47,7 @@ def check_list_name(name: str) -> tuple[str, str]:
     """Split a list's name into (kind, topic), or raise `TopicNameError`."""
     kind, colon, topic = name.partition(":")
     if not colon or kind not in LIST_KINDS:
-        raise TopicNameError(f"{name[:60]!r} names no list; expected one of {', '.join(LIST_KINDS)}, then ':' and a topic")
+        raise TopicNameError(
+            f"{name[:60]!r} names no list; expected one of {', '.join(LIST_KINDS)}, then ':' and a topic"
+        )
     return kind, check_topic(topic)

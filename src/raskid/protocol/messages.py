@@ -62,8 +62,8 @@ class TopicInfo(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Hello(Message, frozen=True, array_like=True, tag=1):
-    """Opens a connection. `token` holds proofs (`raskid.protocol.tokens`); `received` counts the frames of this link that
-    the sender already has; `target` is the peer it means to reach, empty for whoever leads the system."""
+    """Opens a connection. `token` holds proofs (`raskid.protocol.tokens`); `received` counts the frames of this link
+    that the sender already has; `target` is the peer it means to reach, empty for whoever leads the system."""
 
     protocol: int
     peer: PeerId
@@ -159,7 +159,7 @@ class AcknowledgeList(Message, frozen=True, array_like=True, tag=15):
 
 
 class PutRecord(Message, frozen=True, array_like=True, tag=16):
-    """Adds or replaces a record. `settle_s` > 0: answer when all acknowledging readers act by it, or after that time."""
+    """Adds or replaces a record. `settle_s` > 0: answer when all acknowledging readers act by it, or after that long."""
 
     request: RequestId
     name: str
@@ -381,7 +381,7 @@ class TasksFinished(Message, frozen=True, array_like=True, tag=54):
 
 
 class ReleaseTasks(Message, frozen=True, array_like=True, tag=55):
-    """Nobody at the sender wants these values any more; client to manager, manager to nodes and runners."""
+    """Nobody at the sender wants these values any more."""
 
     tasks: list[TaskId]
 
@@ -475,6 +475,12 @@ class EndSystem(Message, frozen=True, array_like=True, tag=68):
     reason: str = ""
 
 
+class DropValues(Message, frozen=True, array_like=True, tag=69):
+    """Manager to nodes and runners: nobody wants these values any more."""
+
+    tasks: list[TaskId]
+
+
 AnyMessage = (
     Hello | Welcome | Refused | Goodbye
     | Watch | Unwatch | ListState | RecordPut | RecordDeleted | AcknowledgeList
@@ -483,8 +489,11 @@ AnyMessage = (
     | OpenStream | StreamOpened | StreamData | StreamCredit | CloseStream
     | SubmitTasks | RunTasks | TaskValue | AskValue | TasksFinished | ReleaseTasks | CancelTasks | TasksCancelled
     | TaskFailed | ValuesAt | RunnerStarted | RunnerEnded | RequestLease | LeaseGranted | LeaseEnded | StopRunner
-    | AskStatus | Status | EndSystem
+    | AskStatus | Status | EndSystem | DropValues
 )  # fmt: skip
 
-#: Messages that carry a user's bytes: they follow control messages, in pieces, and never hold them up.
-BULK: frozenset[type[Message]] = frozenset({Deliver, Delivered, Call, Answer, StreamData, TaskValue})
+#: Messages that carry a user's bytes, and those that must stay behind them: they follow control messages, in pieces,
+#: and never hold them up.
+BULK: frozenset[type[Message]] = frozenset(
+    {Deliver, Delivered, Call, Answer, CancelCall, StreamData, CloseStream, TaskValue}
+)

@@ -5,6 +5,9 @@ import msgspec
 from raskid.model.errors import RemoteProtocolError
 from raskid.protocol.messages import PeerRef
 
+#: The operation that sends a message to a reaction's target.
+DELIVER = "deliver"
+
 BLOCK = "block"
 DROP_OLDEST = "drop_oldest"
 DROP_NEWEST = "drop_newest"

@@ -15,6 +15,7 @@ from raskid.protocol.messages import (
     LeaseGranted,
     PeerRef,
     Placement,
+    DropValues,
     ReleaseTasks,
     RequestLease,
     RequestRefused,
@@ -259,8 +260,8 @@ def test_values_of_an_ended_runner_are_with_its_node() -> None:
     assert (
         b.flush()
         == [
-            to("r2", ReleaseTasks([TaskId(2)])),
-            to("n", ReleaseTasks([TaskId(2), TaskId(1)])),
+            to("r2", DropValues([TaskId(2)])),
+            to("n", DropValues([TaskId(2), TaskId(1)])),
         ]
         or not b.manager._tasks
     )
@@ -278,7 +279,7 @@ def test_lost_node_runs_again_what_is_wanted_and_what_it_descends_from() -> None
     b.get("n2", TasksFinished([TaskOutcome(TaskId(n), 2, True, 1, 0.1, PeerId("r2"), PeerId("c")) for n in (1, 2)]))
     b.release(2)
     assert not b.manager._tasks
-    assert sent(b.flush(), ReleaseTasks)
+    assert sent(b.flush(), DropValues)
 
 
 def test_lost_client_takes_its_tasks_along() -> None:
@@ -291,7 +292,7 @@ def test_lost_client_takes_its_tasks_along() -> None:
     assert [m.tasks for _, m in sent(effects, CancelTasks)] == [[11, *range(8, 1, -1)]]
     assert not b.manager._tasks
     assert not b.manager._codes
-    assert {p for p, m in sent(b.flush(), ReleaseTasks)} == {"r1", "n"}
+    assert {p for p, m in sent(b.flush(), DropValues)} == {"r1", "n"}
 
 
 def test_inputs_of_other_clients_outlive_their_client() -> None:
@@ -313,7 +314,7 @@ def test_releases_are_batched() -> None:
     b.now = 0.04
     assert b.event(Tick()) == []
     assert b.finish("r1", 2) == []
-    assert b.flush() == [to("r1", ReleaseTasks([TaskId(1), TaskId(2)])), to("n", ReleaseTasks([TaskId(1), TaskId(2)]))]
+    assert b.flush() == [to("r1", DropValues([TaskId(1), TaskId(2)])), to("n", DropValues([TaskId(1), TaskId(2)]))]
     assert b.manager.next_deadline() is None
 
 
@@ -332,7 +333,7 @@ def test_needed_inputs_outlive_their_release() -> None:
     b.release(1)
     assert b.manager.next_deadline() is None
     b.finish("r1", 2)
-    assert sent(b.flush(), ReleaseTasks)[0] == ("r1", ReleaseTasks([TaskId(1)]))
+    assert sent(b.flush(), DropValues)[0] == ("r1", DropValues([TaskId(1)]))
 
 
 def test_cancel_before_placement() -> None:

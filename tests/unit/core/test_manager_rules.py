@@ -17,6 +17,7 @@ from raskid.protocol.messages import (
     LeaseGranted,
     PeerRef,
     Placement,
+    DropValues,
     ReleaseTasks,
     RequestLease,
     RunnerEnded,
@@ -85,7 +86,7 @@ class World(RuleBasedStateMachine):
                 known = runner.placements.get(placement.spec.task)
                 assert known is None or known.attempt <= placement.attempt
                 runner.placements[placement.spec.task] = placement
-        elif isinstance(message, ReleaseTasks):
+        elif isinstance(message, DropValues):
             values = (self.runners[peer] if peer in self.runners else self.nodes[peer]).values
             for task in message.tasks:
                 values.pop(task, None)

@@ -1,0 +1,200 @@
+"""A node: the runners of one machine, and the values they finished.
+
+The node, not the runner, answers for a runner's life: it learns of its end from the fork server, reads what the
+runner had left in its outbox, and only then reports the end. Values are kept here as bytes until the manager drops
+them, so that a busy or dead runner neither delays nor loses what it finished.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raskid.core.machine import Effect, Event, PeerJoined, Received, Send, Tick
+from raskid.core.messaging import Introduce
+from raskid.core.runner import Value
+from raskid.core.station import Forget
+from raskid.model.ids import PeerId, TaskId
+from raskid.protocol.messages import (
+    KIND_RUNNER,
+    AskValue,
+    DropValues,
+    Message,
+    PeerRef,
+    RunnerEnded,
+    RunnerStarted,
+    StopRunner,
+    TaskOutcome,
+    TasksFinished,
+    TaskValue,
+)
+
+#: A runner that ends this soon after its start, this often in a row, is not started again.
+QUICK_END_S = 2.0
+QUICK_ENDS_MAX = 5
+RESTART_S = 0.1
+
+
+class AddRunner(Event, frozen=True):
+    """Command: one more runner."""
+
+
+class OutcomesRead(Event, frozen=True):
+    """Command: what a runner's outbox held, in order, as (task, attempt, ok, seconds, client, value)."""
+
+    runner: PeerId
+    entries: list[tuple[int, int, bool, float, bytes, bytes]]
+
+
+class RunnerExited(Event, frozen=True):
+    """Command: a runner's process has ended, and its outbox was read."""
+
+    runner: PeerId
+    incarnation: int
+    reason: str
+
+
+class StartRunner(Effect, frozen=True):
+    """Start a runner's process."""
+
+    runner: PeerId
+    incarnation: int
+
+
+class RunnerGivenUp(Effect, frozen=True):
+    """A runner ended too soon too often."""
+
+    runner: PeerId
+    reason: str
+
+
+class _RunnerState:
+    __slots__ = ("incarnation", "quick_ends", "ref", "restart_at", "started_at")
+
+    def __init__(self, now: float) -> None:
+        self.incarnation = 1
+        self.started_at = now
+        self.ref: PeerRef | None = None
+        self.quick_ends = 0
+        self.restart_at: float | None = None
+
+
+class Node:
+    """The runners of one machine."""
+
+    handles: frozenset[type[Message]] = frozenset({AskValue, DropValues})
+    commands: frozenset[type[Event]] = frozenset({AddRunner, OutcomesRead, RunnerExited})
+
+    def __init__(self, own: PeerId, manager: PeerId) -> None:
+        self.own = own
+        self.manager = manager
+        self.runners: dict[PeerId, _RunnerState] = {}
+        self.values: dict[TaskId, Value] = {}
+        self._askers: dict[TaskId, list[PeerId]] = {}
+        self._added = 0
+
+    def handle(self, event: Any, now: float) -> list[Effect]:
+        """Take in an event."""
+        kind = type(event)
+        if kind is OutcomesRead:
+            return self._on_outcomes(event)
+        if kind is Received:
+            return self._on_message(event.peer, event.message)
+        if kind is AddRunner:
+            runner = PeerId(f"{self.own}/{self._added}")
+            self._added += 1
+            self.runners[runner] = _RunnerState(now)
+            return [StartRunner(runner, 1)]
+        if kind is PeerJoined:
+            return self._on_joined(event)
+        if kind is RunnerExited:
+            return self._on_exited(event, now)
+        if kind is Tick:
+            return self._on_tick(now)
+        return []
+
+    def _on_joined(self, event: PeerJoined) -> list[Effect]:
+        state = self.runners.get(event.peer)
+        if event.kind != KIND_RUNNER or state is None or state.incarnation != event.incarnation:
+            return []
+        state.ref = PeerRef(event.peer, event.incarnation, event.addresses)
+        return [Send(self.manager, RunnerStarted(state.ref, event.pid, event.host))]
+
+    def _on_outcomes(self, event: OutcomesRead) -> list[Effect]:
+        outcomes: list[TaskOutcome] = []
+        effects: list[Effect] = []
+        values = self.values
+        runner = event.runner
+        for task, attempt, ok, seconds, client, value in event.entries:
+            name = TaskId(task)
+            outcomes.append(TaskOutcome(name, attempt, ok, len(value), seconds, runner, PeerId(client.decode())))
+            if not ok and not value:
+                # Tried again elsewhere: there is no error to keep.
+                continue
+            values[name] = Value(ok, value)
+            if self._askers and name in self._askers:
+                for asker in self._askers.pop(name):
+                    effects.append(Send(asker, TaskValue(name, attempt, ok, value)))
+        if outcomes:
+            effects.append(Send(self.manager, TasksFinished(outcomes)))
+        return effects
+
+    def _on_message(self, peer: PeerId, message: Message) -> list[Effect]:
+        if type(message) is DropValues:
+            for task in message.tasks:
+                self.values.pop(task, None)
+                self._askers.pop(task, None)
+        elif type(message) is AskValue:
+            value = self.values.get(message.task)
+            if value is not None:
+                return [
+                    Introduce(message.asker),
+                    Send(message.asker.peer, TaskValue(message.task, 0, value.ok, value.data)),
+                ]
+            askers = self._askers.setdefault(message.task, [])
+            if message.asker.peer not in askers:
+                askers.append(message.asker.peer)
+            return [Introduce(message.asker)]
+        return []
+
+    def _on_exited(self, event: RunnerExited, now: float) -> list[Effect]:
+        state = self.runners.get(event.runner)
+        if state is None or state.incarnation != event.incarnation:
+            return []
+        quick = now - state.started_at < QUICK_END_S
+        state.quick_ends = state.quick_ends + 1 if quick else 0
+        effects: list[Effect] = [
+            Forget(event.runner, event.incarnation, event.reason),
+            Send(self.manager, RunnerEnded(event.runner, event.incarnation, event.reason)),
+        ]
+        state.ref = None
+        if state.quick_ends >= QUICK_ENDS_MAX:
+            del self.runners[event.runner]
+            return [*effects, RunnerGivenUp(event.runner, event.reason)]
+        state.incarnation += 1
+        if state.quick_ends > 1:
+            state.restart_at = now + RESTART_S
+            return effects
+        state.started_at = now
+        return [*effects, StartRunner(event.runner, state.incarnation)]
+
+    def _on_tick(self, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for runner, state in self.runners.items():
+            if state.restart_at is not None and state.restart_at <= now:
+                state.restart_at, state.started_at = None, now
+                effects.append(StartRunner(runner, state.incarnation))
+        return effects
+
+    def stop_runners(self, reason: str) -> list[Effect]:
+        """Tell every runner to end after its present task."""
+        return [Send(runner, StopRunner(reason)) for runner, state in self.runners.items() if state.ref]
+
+    def next_deadline(self) -> float | None:
+        """When a runner is to be started again."""
+        return min((s.restart_at for s in self.runners.values() if s.restart_at is not None), default=None)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state contradicts itself."""
+        for runner, state in self.runners.items():
+            assert runner.startswith(self.own) and state.incarnation >= 1
+        assert not set(self._askers) & set(self.values)

@@ -1,0 +1,259 @@
+"""A client's tasks: where each was sent, what came back, and the lease to dispatch straight to a runner.
+
+A burst goes to the manager in batches. A client that submits, waits, and submits again asks for a lease: then a task
+without inputs goes straight to the runner, which saves the way through the manager. Such a task belongs to the
+client, which keeps its spec, until its value is here or the runner is lost; then it goes to the manager.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raskid.core.machine import Effect, Event, PeerGone, Received, Send, Tick
+from raskid.core.messaging import Introduce
+from raskid.model.ids import CodeId, IdSource, PeerId, RequestId, TaskId
+from raskid.protocol.messages import (
+    AskValue,
+    CancelTasks,
+    Code,
+    LeaseEnded,
+    LeaseGranted,
+    Message,
+    PeerRef,
+    Placement,
+    ReleaseTasks,
+    RequestLease,
+    RunTasks,
+    SubmitTasks,
+    TaskFailed,
+    TasksCancelled,
+    TaskSpec,
+    TaskValue,
+    ValuesAt,
+)
+
+#: After so many tasks that were submitted while none was out, a lease is asked for.
+SEQUENTIAL_MIN = 8
+#: A lease that was not used for so long is given back.
+LEASE_IDLE_S = 2.0
+RELEASE_BATCH = 256
+RELEASE_S = 0.2
+
+
+class ReleaseValues(Event, frozen=True):
+    """Command: nobody here holds these tasks' futures any more."""
+
+    tasks: list[TaskId]
+
+
+class CancelValues(Event, frozen=True):
+    """Command: do not start these tasks."""
+
+    tasks: list[TaskId]
+
+
+class TaskResolved(Effect, frozen=True, gc=False):
+    """A task has its pickled value, or its pickled error."""
+
+    task: TaskId
+    ok: bool
+    value: bytes
+
+
+class TaskEnded(Effect, frozen=True):
+    """A task has no value and will have none: `code` names the error, "TaskCancelled" for a cancelled one."""
+
+    task: TaskId
+    code: str
+    text: str
+
+
+class _Lease:
+    __slots__ = ("codes", "direct", "ref", "slots", "told", "used_at")
+
+    def __init__(self, ref: PeerRef, slots: int, now: float) -> None:
+        self.ref = ref
+        self.slots = slots
+        self.used_at = now
+        self.direct: dict[TaskId, TaskSpec] = {}
+        self.codes: set[CodeId] = set()
+        self.told = False
+
+
+class Submitter:
+    """The tasks of one client."""
+
+    handles: frozenset[type[Message]] = frozenset(
+        {TaskValue, TaskFailed, TasksCancelled, ValuesAt, LeaseGranted, LeaseEnded}
+    )
+    commands: frozenset[type[Event]] = frozenset({ReleaseValues, CancelValues})
+
+    def __init__(self, own: PeerRef, manager: PeerId, ids: IdSource) -> None:
+        self.own = own
+        self.manager = manager
+        self._ids = ids
+        self.codes: dict[CodeId, Code] = {}
+        self._manager_codes: set[CodeId] = set()
+        #: Tasks without a value yet.
+        self.out: set[TaskId] = set()
+        self._batch: list[TaskSpec] = []
+        self._batch_codes: list[Code] = []
+        self._released: list[TaskId] = []
+        self._release_at = 0.0
+        self._lease: _Lease | None = None
+        self._lease_asked = False
+        self._sequential = 0
+
+    # ── submitting ──
+
+    def submit(self, spec: TaskSpec, now: float) -> list[Effect]:
+        """Take a task in; through the manager it travels with the next `flush`."""
+        out = self.out
+        effects: list[Effect] = []
+        if not out and not spec.inputs and not spec.count:
+            self._sequential += 1
+            if self._sequential >= SEQUENTIAL_MIN and self._lease is None and not self._lease_asked:
+                self._lease_asked = True
+                effects.append(Send(self.manager, RequestLease(RequestId(self._ids.take()))))
+        elif len(out) > 1:
+            self._sequential = 0
+        out.add(spec.task)
+        lease = self._lease
+        if lease is not None and not spec.inputs and not spec.count and len(out) <= lease.slots:
+            return effects + self._dispatch(lease, spec, now)
+        self._batch.append(spec)
+        if spec.code not in self._manager_codes:
+            self._manager_codes.add(spec.code)
+            self._batch_codes.append(self.codes[spec.code])
+        return effects
+
+    def flush(self) -> list[Effect]:
+        """What collected since the last flush."""
+        effects: list[Effect] = []
+        if self._batch:
+            effects.append(Send(self.manager, SubmitTasks(self._batch, self._batch_codes)))
+            self._batch, self._batch_codes = [], []
+        return effects
+
+    @property
+    def collected(self) -> int:
+        """How many tasks wait for `flush`."""
+        return len(self._batch)
+
+    def _dispatch(self, lease: _Lease, spec: TaskSpec, now: float) -> list[Effect]:
+        lease.used_at = now
+        lease.direct[spec.task] = spec
+        codes: list[Code] = []
+        if spec.code not in lease.codes:
+            lease.codes.add(spec.code)
+            codes.append(self.codes[spec.code])
+        peers: list[PeerRef] = []
+        if not lease.told:
+            lease.told = True
+            peers.append(self.own)
+        return [Send(lease.ref.peer, RunTasks([Placement(spec, 1, self.own.peer)], codes, peers))]
+
+    # ── events ──
+
+    def handle(self, event: Any, now: float) -> list[Effect]:
+        """Take in an event."""
+        kind = type(event)
+        if kind is Received:
+            return self._on_message(event.message, now)
+        if kind is ReleaseValues:
+            if not self._released:
+                self._release_at = now + RELEASE_S
+            self._released += event.tasks
+            if len(self._released) < RELEASE_BATCH:
+                return []
+            return self._release()
+        if kind is CancelValues:
+            return self._on_cancel(event)
+        if kind is PeerGone:
+            if self._lease is not None and event.peer == self._lease.ref.peer:
+                return self._end_lease(event.reason)
+        elif kind is Tick:
+            effects = self._release() if self._released and now >= self._release_at else []
+            lease = self._lease
+            if lease is not None and not lease.direct and now - lease.used_at >= LEASE_IDLE_S:
+                self._lease, self._sequential = None, 0
+                effects.append(Send(self.manager, LeaseEnded(lease.ref.peer, "not used")))
+            return effects
+        return []
+
+    def _release(self) -> list[Effect]:
+        if not self._released:
+            return []
+        tasks, self._released = self._released, []
+        return [*self.flush(), Send(self.manager, ReleaseTasks(tasks))]
+
+    def _on_cancel(self, event: CancelValues) -> list[Effect]:
+        effects = self.flush()
+        tasks = [task for task in event.tasks if task in self.out]
+        if not tasks:
+            return effects
+        if self._lease is not None and any(task in self._lease.direct for task in tasks):
+            effects.append(Send(self._lease.ref.peer, CancelTasks(tasks)))
+        return [*effects, Send(self.manager, CancelTasks(tasks))]
+
+    def _on_message(self, message: Message, now: float) -> list[Effect]:
+        if type(message) is TaskValue:
+            task = message.task
+            if task not in self.out:
+                return []
+            self.out.discard(task)
+            if self._lease is not None:
+                self._lease.direct.pop(task, None)
+            return [TaskResolved(task, message.ok, message.value)]
+        if type(message) is TaskFailed:
+            if message.task not in self.out:
+                return []
+            self.out.discard(message.task)
+            return [TaskEnded(message.task, message.code, message.text)]
+        if type(message) is TasksCancelled:
+            effects: list[Effect] = []
+            for task in message.tasks:
+                if task in self.out:
+                    self.out.discard(task)
+                    if self._lease is not None:
+                        self._lease.direct.pop(task, None)
+                    effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
+            return effects
+        if type(message) is ValuesAt:
+            asks: list[Effect] = [
+                Send(message.keeper.peer, AskValue(task, self.own)) for task in message.tasks if task in self.out
+            ]
+            return [Introduce(message.keeper), *asks] if asks else []
+        if type(message) is LeaseGranted:
+            self._lease_asked = False
+            self._lease = _Lease(message.runner, message.slots, now)
+            return [Introduce(message.runner)]
+        if type(message) is LeaseEnded and self._lease is not None and message.runner == self._lease.ref.peer:
+            return self._end_lease(message.reason)
+        return []
+
+    def _end_lease(self, reason: str) -> list[Effect]:
+        """Tasks dispatched to a lost runner go to the manager, as their next attempt."""
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        self._sequential = 0
+        specs = [spec for task, spec in lease.direct.items() if task in self.out]
+        if not specs:
+            return []
+        wanted = {spec.code for spec in specs} - self._manager_codes
+        self._manager_codes |= wanted
+        codes = [self.codes[code] for code in wanted]
+        return [*self.flush(), Send(self.manager, SubmitTasks(specs, codes, 2))]
+
+    def next_deadline(self) -> float | None:
+        """When values are to be released, or an unused lease given back."""
+        times = [self._release_at] if self._released else []
+        if self._lease is not None and not self._lease.direct:
+            times.append(self._lease.used_at + LEASE_IDLE_S)
+        return min(times, default=None)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state contradicts itself."""
+        assert {spec.task for spec in self._batch} <= self.out
+        if self._lease is not None:
+            assert set(self._lease.direct) <= self.out

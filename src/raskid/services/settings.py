@@ -1,0 +1,54 @@
+"""What a process of a system is told when it starts. It comes over a pipe, since it holds the token."""
+
+import secrets
+
+import msgspec
+
+from raskid.model.ids import ORIGIN_BITS
+
+
+class HeadSettings(msgspec.Struct, frozen=True):
+    """For the head of a system on this machine.
+
+    `directory` holds the unix sockets; `watch_input`: end when standard input closes (the script is gone).
+    """
+
+    token: str
+    directory: str
+    runners: int
+    watch_input: bool = True
+    path: tuple[str, ...] = ()
+    cwd: str = ""
+    lease_s: float = 60.0
+    name: str = ""
+
+
+class HeadReady(msgspec.Struct, frozen=True):
+    """What the head answers on standard output once it listens; `error` when it could not."""
+
+    peer: str = ""
+    address: str = ""
+    error: str = ""
+
+
+class RunnerSettings(msgspec.Struct, frozen=True):
+    """For a runner."""
+
+    token: str
+    peer: str
+    incarnation: int
+    node: str
+    node_address: str
+    address: str
+    path: tuple[str, ...] = ()
+    cwd: str = ""
+
+
+def new_origin() -> int:
+    """A random origin for the ids that this process makes."""
+    return secrets.randbelow((1 << ORIGIN_BITS) - 1) + 1
+
+
+def new_token() -> str:
+    """A secret for a new system."""
+    return secrets.token_hex(32)
