@@ -17,6 +17,7 @@ import queue
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ class Engine:
         self._unsent = 0
         self._nudged = False
         self._io_in_step = False
-        self._releases: list[TaskId] = []
+        self._releases: deque[TaskId] = deque()
         self.on_release: Callable[[list[TaskId]], None] = lambda tasks: None
         self.on_cancel: Callable[[list[TaskId]], None] = lambda tasks: None
         self.failure: Exception | None = None
@@ -99,7 +100,9 @@ class Engine:
 
     def _release_collected(self) -> None:
         if self._releases:
-            released, self._releases = self._releases, []
+            released = []
+            while self._releases:
+                released.append(self._releases.popleft())
             self.on_release(released)
 
     def cancel(self, tasks: list[TaskId]) -> None:

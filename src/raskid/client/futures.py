@@ -26,8 +26,8 @@ FINISHED = "FINISHED"
 
 _making_lock = threading.Lock()
 
-#: Futures met while arguments are pickled; set by whoever pickles.
-collected: list[Future] | None = None
+#: `.futures`: those met while arguments are pickled on this thread; set by whoever pickles.
+collecting = threading.local()
 
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -211,9 +211,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         return self.result(0)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if collected is None or not self.task:
+        met = getattr(collecting, "futures", None)
+        if met is None or not self.task:
             raise TypeError("a future can be an argument of a task; it cannot be pickled otherwise")
-        collected.append(self)
+        met.append(self.task)
         return resolve_input, (self.task,)
 
     def __repr__(self) -> str:

@@ -183,7 +183,7 @@ class Peer:
         identity = self.identity
         return PeerRef(identity.peer, identity.incarnation, identity.addresses)
 
-    def introduce(self, ref: PeerRef, now: float) -> tuple[list[Event], list[Effect]]:
+    def introduce(self, ref: PeerRef, now: float = 0.0) -> tuple[list[Event], list[Effect]]:
         """Remember how a peer is reached; where a newer incarnation is named, the older one has ended."""
         if ref.peer == self.identity.peer or self._gone.get(ref.peer, -1) >= ref.incarnation > 0:
             return [], []

@@ -100,6 +100,10 @@ class Submitter:
         self._batch_codes: list[Code] = []
         self._released: list[TaskId] = []
         self._release_at = 0.0
+        #: Values of tasks that went straight to a runner: the manager may not know them when a dependant is submitted.
+        self._direct_values: dict[TaskId, TaskResolved] = {}
+        #: Dependants of tasks that are out with the lease, and whatever was submitted behind them with inputs.
+        self._held: list[TaskSpec] = []
         self._lease: _Lease | None = None
         self._lease_asked = False
         self._sequential = 0
@@ -121,10 +125,49 @@ class Submitter:
         lease = self._lease
         if lease is not None and not spec.inputs and not spec.count and len(out) <= lease.slots:
             return effects + self._dispatch(lease, spec, now)
+        if spec.inputs and (self._held or self._direct_values or (lease is not None and lease.direct)):
+            if self._held or (lease is not None and any(name in lease.direct for name in spec.inputs)):
+                self._held.append(spec)
+                return effects
+            return effects + self._collect_inlined(spec)
+        self._collect(spec)
+        return effects
+
+    def _collect(self, spec: TaskSpec) -> None:
         self._batch.append(spec)
         if spec.code not in self._manager_codes:
             self._manager_codes.add(spec.code)
             self._batch_codes.append(self.codes[spec.code])
+
+    def _collect_inlined(self, spec: TaskSpec) -> list[Effect]:
+        """Put values that only this client knows of into the spec."""
+        known = self._direct_values
+        inline = []
+        for name in spec.inputs:
+            value = known.get(name)
+            if value is None:
+                continue
+            if not value.ok:
+                # The error of an input is the error of the task, as it would be on a runner.
+                self.out.discard(spec.task)
+                resolved = TaskResolved(spec.task, False, value.value)
+                known[spec.task] = resolved
+                return [resolved]
+            inline.append((name, value.value))
+        if inline:
+            left = tuple(name for name in spec.inputs if name not in known)
+            spec = TaskSpec(spec.task, spec.code, spec.arguments, left, spec.count, spec.retries, tuple(inline))
+        self._collect(spec)
+        return []
+
+    def _release_held(self) -> list[Effect]:
+        direct = self._lease.direct if self._lease is not None else {}
+        if any(name in direct for spec in self._held for name in spec.inputs):
+            return []
+        held, self._held = self._held, []
+        effects: list[Effect] = []
+        for spec in held:
+            effects += self._collect_inlined(spec)
         return effects
 
     def flush(self) -> list[Effect]:
@@ -164,6 +207,9 @@ class Submitter:
             if not self._released:
                 self._release_at = now + RELEASE_S
             self._released += event.tasks
+            if self._direct_values:
+                for task in event.tasks:
+                    self._direct_values.pop(task, None)
             if len(self._released) < RELEASE_BATCH:
                 return []
             return self._release()
@@ -192,6 +238,12 @@ class Submitter:
         tasks = [task for task in event.tasks if task in self.out]
         if not tasks:
             return effects
+        held = {spec.task for spec in self._held}.intersection(tasks)
+        if held:
+            self._held = [spec for spec in self._held if spec.task not in held]
+            for task in held:
+                self.out.discard(task)
+                effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
         if self._lease is not None and any(task in self._lease.direct for task in tasks):
             effects.append(Send(self._lease.ref.peer, CancelTasks(tasks)))
         return [*effects, Send(self.manager, CancelTasks(tasks))]
@@ -202,9 +254,12 @@ class Submitter:
             if task not in self.out:
                 return []
             self.out.discard(task)
-            if self._lease is not None:
-                self._lease.direct.pop(task, None)
-            return [TaskResolved(task, message.ok, message.value)]
+            resolved = TaskResolved(task, message.ok, message.value)
+            if self._lease is not None and self._lease.direct.pop(task, None) is not None:
+                self._direct_values[task] = resolved
+                if self._held:
+                    return [resolved, *self._release_held(), *self.flush()]
+            return [resolved]
         if type(message) is TaskFailed:
             if message.task not in self.out:
                 return []
@@ -238,12 +293,14 @@ class Submitter:
         assert lease is not None
         self._sequential = 0
         specs = [spec for task, spec in lease.direct.items() if task in self.out]
+        effects = self._release_held()
         if not specs:
-            return []
+            return [*effects, *self.flush()]
         wanted = {spec.code for spec in specs} - self._manager_codes
         self._manager_codes |= wanted
         codes = [self.codes[code] for code in wanted]
-        return [*self.flush(), Send(self.manager, SubmitTasks(specs, codes, 2))]
+        # Before what was held back for them: the manager has to know an input before its dependant.
+        return [Send(self.manager, SubmitTasks(specs, codes, 2)), *effects, *self.flush()]
 
     def next_deadline(self) -> float | None:
         """When values are to be released, or an unused lease given back."""

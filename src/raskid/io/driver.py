@@ -167,15 +167,20 @@ class Driver:
         if channel is None:
             return
         try:
+            # Last words, such as why we refuse, go out even where no room is left.
+            if data := self.station.peer.output(channel.id, ROOM_BYTES):
+                channel.transport.send(data)
+                self.counters.bytes_sent += len(data)
             self._write(channel)
         except OSError:
-            self._close(channel)
+            self._lost(channel, effect.reason)
             return
         if channel.transport.wants_write:
             del self._channels[channel.id]
             self._leaving[channel] = self.clock() + LINGER_S
+            self._feed(ConnectionClosed(channel.id, effect.reason))
         else:
-            self._close(channel)
+            self._lost(channel, effect.reason)
 
     def _close(self, channel: _Channel) -> None:
         self._channels.pop(channel.id, None)

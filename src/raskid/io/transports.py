@@ -420,11 +420,9 @@ def listen(address: str, context: ssl.SSLContext | None = None) -> Listener:
             raise TransportError(f"cannot listen at {address}: {error}") from error
         return Listener(sock, address)
     host, port = _host_and_port(address, context, "listen at")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = socket.create_server((host, port), family=family, backlog=256)
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
-        )
     except (OSError, UnicodeError) as error:
         raise TransportError(f"cannot listen at {address}: {error}") from error
     return Listener(sock, f"tcp:{host}:{sock.getsockname()[1]}", context)
@@ -483,7 +481,5 @@ def _host_and_port(address: str, context: ssl.SSLContext | None, doing: str) -> 
     if scheme != "tcp" or not host or not (port.isascii() and port.isdigit()) or int(port[:6]) > 0xFFFF:
         raise TransportError(f"{address[:200]!r} is no address; expected unix:PATH or tcp:HOST:PORT")
     if context is None and host not in LOOPBACK:
-        raise TransportError(
-            f"will not {doing} {address} without TLS: others could listen on the way"
-        )
+        raise TransportError(f"will not {doing} {address} without TLS: others could listen on the way")
     return host, int(port)

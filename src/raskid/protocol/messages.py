@@ -159,7 +159,7 @@ class AcknowledgeList(Message, frozen=True, array_like=True, tag=15):
 
 
 class PutRecord(Message, frozen=True, array_like=True, tag=16):
-    """Adds or replaces a record. `settle_s` > 0: answer when all acknowledging readers act by it, or after that long."""
+    """Adds or replaces a record. `settle_s` > 0: answer when all acknowledging readers act by it, or after so long."""
 
     request: RequestId
     name: str
@@ -309,7 +309,8 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One task, or a run of `count` tasks of a map with consecutive ids.
 
     `arguments` is a pickle of (args, kwargs) in which inputs stand as references; for a map's run it is a pickle of
-    the list of items. `inputs` names the tasks whose values are needed.
+    the list of items. `inputs` names the tasks whose values are needed; values that the client already has, of tasks
+    that only it knows, travel along in `inline`.
     """
 
     task: TaskId
@@ -318,6 +319,7 @@ class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     inputs: tuple[TaskId, ...] = ()
     count: int = 0
     retries: int = 0
+    inline: tuple[tuple[TaskId, bytes], ...] = ()
 
 
 class Placement(msgspec.Struct, frozen=True, array_like=True, gc=False):

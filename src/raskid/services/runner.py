@@ -147,6 +147,11 @@ class RunnerProcess:
     def _input(self, task: TaskId) -> Any:
         if task in self._atoms:
             return self._atoms[task]
+        running = self.machine.running
+        if running is not None and running.spec.inline:
+            for name, data in running.spec.inline:
+                if name == task:
+                    return pickle.loads(data)
         return pickle.loads(self.machine.value(task).data)
 
     def _execute(self, placement: Placement) -> tuple[bool, bytes]:

@@ -18,17 +18,19 @@ from raskid.io.certificates import client_context, make_certificate, server_cont
 from raskid.io.transports import FileTransport, MemoryTransport, SocketTransport, Transport, connect, listen
 
 KINDS = ("memory", "unix", "tls", "tcp", "stdio")
-LIMIT_S = 30.0
+LIMIT_S = 15.0
 
 # Copies its standard input to a socket and back, as `ssh` does between two hosts.
 BRIDGE = """
 import os, sys, threading
 fd = int(sys.argv[1])
 def copy(source, sink):
-    while data := os.read(source, 65536):
-        while data:
-            data = data[os.write(sink, data):]
-    os._exit(0)
+    try:
+        while data := os.read(source, 65536):
+            while data:
+                data = data[os.write(sink, data):]
+    finally:
+        os._exit(0)
 threading.Thread(target=copy, args=(fd, 1), daemon=True).start()
 copy(0, fd)
 """

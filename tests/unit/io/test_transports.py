@@ -201,7 +201,9 @@ def test_the_peer_is_this_user() -> None:
 @pytest.mark.parametrize("path", ["/tmp/" + "x" * 200, "/tmp/" + "é" * 60])
 def test_a_path_that_is_too_long(path: str) -> None:
     for doing in (listen, connect):
-        with pytest.raises(TransportError, match=f"too long for a unix socket: .* at most {PATH_BYTES_MAX} are possible"):
+        with pytest.raises(
+            TransportError, match=rf"too long for a unix socket: .* at most {PATH_BYTES_MAX} are possible"
+        ):
             doing(f"unix:{path}")
 
 
@@ -213,7 +215,7 @@ def test_the_longest_path_is_possible(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_path_that_is_taken(tmp_path: Path) -> None:
     first = listen(f"unix:{tmp_path}/s")
     before = descriptors()
-    with pytest.raises(TransportError, match="cannot listen at unix:.*in use"):
+    with pytest.raises(TransportError, match=r"cannot listen at unix:.*in use"):
         listen(first.address)
     assert descriptors() == before
     first.close()
@@ -227,9 +229,9 @@ def test_a_path_that_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["tcp:0.0.0.0:0", "tcp:example.org:80", "tcp::::0", "tcp:192.0.2.1:1"])
 def test_tcp_beyond_the_loopback_needs_tls(address: str) -> None:
-    with pytest.raises(TransportError, match="will not listen at .* without TLS"):
+    with pytest.raises(TransportError, match=r"will not listen at .* without TLS"):
         listen(address)
-    with pytest.raises(TransportError, match="will not connect to .* without TLS"):
+    with pytest.raises(TransportError, match=r"will not connect to .* without TLS"):
         connect(address)
 
 
@@ -252,7 +254,7 @@ def test_a_name_that_cannot_be_one_is_an_oserror() -> None:
 
 def test_a_port_that_is_taken() -> None:
     listener = listen("tcp:127.0.0.1:0")
-    with pytest.raises(TransportError, match="cannot listen at tcp:127.0.0.1:.*in use"):
+    with pytest.raises(TransportError, match=r"cannot listen at tcp:127.0.0.1:.*in use"):
         listen(listener.address)
     listener.close()
     with pytest.raises(ConnectionRefusedError):

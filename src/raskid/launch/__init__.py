@@ -1,0 +1,1 @@
+"""From a URL to a running system and a session in it."""

@@ -1,0 +1,220 @@
+"""Systems on this machine: start one for a script, or one that stays; attach to either by its name.
+
+A system's directory holds its unix sockets and, with mode 0600, its session file: the token and the head's address.
+The head gets its settings, token included, on its standard input, which it also watches: when the script is gone in
+whatever way, its end of the pipe closes, and the system ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from raskid.client.session import Session
+from raskid.model.errors import SessionClosed, StartFailed
+from raskid.services.settings import HeadReady, HeadSettings, new_token
+
+START_S = 20.0
+#: A unix socket's path holds 107 bytes; names inside a system's directory need 24 of them.
+DIRECTORY_BYTES_MAX = 80
+
+
+class SessionFile(msgspec.Struct, frozen=True):
+    """What a system's session file holds."""
+
+    token: str
+    address: str
+    pid: int
+
+
+def runtime_directory() -> Path:
+    """Where systems of this user on this machine have their directories: `RASKID_RUNTIME`, or a short private one."""
+    chosen = os.environ.get("RASKID_RUNTIME")
+    if chosen:
+        base = Path(chosen)
+    else:
+        import platformdirs
+
+        base = Path(platformdirs.user_runtime_dir("raskid"))
+        if len(os.fsencode(base)) > DIRECTORY_BYTES_MAX - 20 or not _can_make(base):
+            base = Path(tempfile.gettempdir()) / f"raskid-{os.getuid()}"
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    info = base.stat()
+    if info.st_uid != os.getuid() or info.st_mode & 0o077:
+        raise StartFailed(f"{base} must belong to you alone (mode 0700); set RASKID_RUNTIME to another directory")
+    return base
+
+
+def _can_make(base: Path) -> bool:
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(base, os.W_OK)
+
+
+def default_runners() -> int:
+    """One runner for each processor that this process may use."""
+    return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+class HeadHandle:
+    """The head process that this process started."""
+
+    def __init__(self, process: subprocess.Popen[bytes], directory: Path, errors: IO[bytes]) -> None:
+        self.process = process
+        self.directory = directory
+        self._errors = errors
+
+    def error_text(self) -> str:
+        """What it wrote to its standard error."""
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace").strip()
+
+    def stop(self) -> None:
+        """Close its input, which ends the system, and wait; kill it if it does not end."""
+        with contextlib.suppress(OSError):
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        try:
+            self.process.wait(4.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        self._errors.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def start_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, SessionFile]:
+    """Start a head and its runners.
+
+    Raises:
+        StartFailed: It did not come up; the text holds its standard error.
+    """
+    directory = runtime_directory() / name
+    if len(os.fsencode(directory)) > DIRECTORY_BYTES_MAX:
+        raise StartFailed(f"{directory} is too long for unix sockets; set RASKID_RUNTIME to a shorter path")
+    try:
+        directory.mkdir(mode=0o700)
+    except FileExistsError as error:
+        raise StartFailed(f"a system named {name!r} exists already ({directory}); end it with: raskid down {name}") from error
+    errors = tempfile.TemporaryFile()
+    command = [sys.executable, "-m", "raskid.services.head"]
+    source = str(Path(__file__).resolve().parents[2])
+    env = dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([source, *filter(None, [env.get("PYTHONPATH")])]))
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, env=env
+    )
+    handle = HeadHandle(process, directory, errors)
+    token = new_token()
+    path = tuple(dict.fromkeys(os.path.abspath(entry or os.getcwd()) for entry in sys.path))
+    settings = HeadSettings(token, str(directory), runners, watch_input, path, os.getcwd(), name=name)
+    try:
+        data = msgspec.msgpack.encode(settings)
+        assert process.stdin is not None
+        process.stdin.write(len(data).to_bytes(4, "little") + data)
+        process.stdin.flush()
+        ready = _read_ready(process, handle)
+        file = SessionFile(token, ready.address, process.pid)
+        _write_private(directory / "session", msgspec.json.encode(file))
+        return handle, file
+    except BaseException:
+        process.kill()
+        handle.stop()
+        raise
+
+
+def _read_ready(process: subprocess.Popen[bytes], handle: HeadHandle) -> HeadReady:
+    assert process.stdout is not None
+    fd = process.stdout.fileno()
+    data = b""
+    deadline = time.monotonic() + START_S
+    while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise StartFailed(f"the head did not start within {START_S:g} s; it wrote:\n{handle.error_text()}")
+        if select.select([fd], [], [], left)[0]:
+            piece = os.read(fd, 65536)
+            if not piece:
+                process.wait(5)
+                raise StartFailed(f"the head ended with code {process.returncode}; it wrote:\n{handle.error_text()}")
+            data += piece
+    ready = msgspec.msgpack.decode(data[4:], type=HeadReady)
+    if ready.error:
+        raise StartFailed(f"the head could not start:\n{ready.error}")
+    return ready
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+
+
+def read_session(name: str) -> tuple[Path, SessionFile]:
+    """The directory and session file of a running system.
+
+    Raises:
+        SessionClosed: There is none of that name.
+    """
+    directory = runtime_directory() / name
+    try:
+        return directory, msgspec.json.decode((directory / "session").read_bytes(), type=SessionFile)
+    except (OSError, msgspec.DecodeError) as error:
+        known = ", ".join(sorted(systems())) or "none"
+        raise SessionClosed(
+            f"no system named {name!r} runs on this machine (running: {known}); start one with: raskid up --name {name}"
+        ) from error
+
+
+def systems() -> list[str]:
+    """Names of systems whose head lives; directories of dead ones are removed."""
+    found = []
+    for directory in runtime_directory().iterdir():
+        try:
+            file = msgspec.json.decode((directory / "session").read_bytes(), type=SessionFile)
+            os.kill(file.pid, 0)
+        except ProcessLookupError:
+            shutil.rmtree(directory, ignore_errors=True)
+        except (OSError, msgspec.DecodeError):
+            continue
+        else:
+            found.append(directory.name)
+    return found
+
+
+def attach(name: str, role: str, timeout: float) -> Session:
+    """A session in a system that runs on this machine."""
+    directory, file = read_session(name)
+    return Session(file.address, file.token, role, str(directory), f"local://{name}", timeout)
+
+
+def start(runners: int, role: str, timeout: float) -> Session:
+    """A new system that ends with this session, and the session."""
+    name = f"s-{secrets.token_hex(4)}"
+    handle, file = start_head(runners, name, watch_input=True)
+    try:
+        return Session(
+            file.address, file.token, role, str(handle.directory), f"local://{name}", timeout, on_close=handle.stop
+        )
+    except BaseException as error:
+        text = handle.error_text()
+        if handle.process.poll() is None:
+            handle.stop()
+        if text:
+            error.add_note(f"the head wrote:\n{text}")
+        raise

@@ -1,0 +1,1 @@
+"""Tools for tests: a pretended network on which whole systems run in virtual time."""
