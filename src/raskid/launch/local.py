@@ -44,9 +44,11 @@ def runtime_directory() -> Path:
     if chosen:
         base = Path(chosen)
     else:
-        import platformdirs
+        base = Path(tempfile.gettempdir()) / f"raskid-{os.getuid()}"
+        if "XDG_RUNTIME_DIR" in os.environ or sys.platform == "darwin":
+            import platformdirs
 
-        base = Path(platformdirs.user_runtime_dir("raskid"))
+            base = Path(platformdirs.user_runtime_dir("raskid"))
         if len(os.fsencode(base)) > DIRECTORY_BYTES_MAX - 20 or not _can_make(base):
             base = Path(tempfile.gettempdir()) / f"raskid-{os.getuid()}"
     base.mkdir(mode=0o700, parents=True, exist_ok=True)
