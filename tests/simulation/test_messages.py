@@ -211,7 +211,7 @@ def test_settled_subscriptions(seed: int) -> None:
 @seeds(12)
 def test_one_outcome_per_request(seed: int) -> None:
     """Each request gets exactly one outcome: an answer, an error, or the end of its time limit."""
-    world, (a, b, c, d) = system(seed, "abcd", lease_s=8.0)
+    world, (a, b, c, _) = system(seed, "abcd", lease_s=8.0)
     b.serve("s")
     c.serve("s")
     world.run(1.0)

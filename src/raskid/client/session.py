@@ -64,9 +64,12 @@ from raskid.services.settings import new_origin
 import msgspec
 
 SETTLE_S = 5.0
+#: A map is cut into at most so many runs of items: few enough to be cheap, enough to share them out evenly.
+MAP_RUNS = 128
 #: A message from a callback cannot block its publisher; an argument over this size is refused by name.
 ARGUMENT_BYTES_MAX = 1 << 30
 
+_collecting = futures_module.collecting
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
@@ -107,7 +110,8 @@ class Session:
             self.driver.listen(self._listener)
         self._plans = self._messaging.plans
         self._book = CodeBook()
-        self._futures: weakref.WeakValueDictionary[TaskId, Future] = weakref.WeakValueDictionary()
+        #: Futures without a value yet: kept alive, so that their value finds them.
+        self._futures: dict[TaskId, Future] = {}
         self._maps: dict[TaskId, MapResult] = {}
         self._requests: dict[int, Future] = {}
         self._handlers: dict[str, Callable[..., Any]] = {}
@@ -144,7 +148,7 @@ class Session:
             handler(self, effect)
 
     def _on_resolved(self, effect: TaskResolved) -> None:
-        future = self._futures.get(effect.task)
+        future = self._futures.pop(effect.task, None)
         if future is not None:
             future.resolve(effect.ok, effect.value)
         elif effect.task in self._maps:
@@ -156,7 +160,7 @@ class Session:
             error = concurrent.futures.CancelledError(effect.text)
         else:
             error = _error_of(effect.code, effect.text)
-        future = self._futures.get(effect.task)
+        future = self._futures.pop(effect.task, None)
         if future is not None:
             future.fail_with(error)
         elif effect.task in self._maps:
@@ -455,13 +459,13 @@ class Session:
         if engine.failure is not None or engine.closing:
             engine._check_alive()
         code = self._book.code_of(function)
-        inputs = futures_module.collecting.futures = []
+        inputs = _collecting.futures = []
         try:
             arguments = dump((args, kwargs))
         except Exception as error:
             raise TypeError(_which_argument(args, kwargs, error)) from error
         finally:
-            futures_module.collecting.futures = None
+            _collecting.futures = None
         if len(arguments) > ARGUMENT_BYTES_MAX:
             raise ValueError(f"the arguments of {function!r} take {len(arguments):,} bytes; pass a file's name instead")
         if code.code not in self._known_codes:
@@ -485,26 +489,30 @@ class Session:
         self.engine._check_alive()
         code = self._book.code_of(function)
         self._known_codes.setdefault(code.code, code)
-        items = list(zip(*iterables, strict=False))
+        # One iterable is by far the most frequent case: its items need no tuples around them.
+        single = len(iterables) == 1
+        items = list(iterables[0]) if single else list(zip(*iterables, strict=False))
         result = MapResult(self.engine, len(items))
         if not items:
             return result
-        size = -(-len(items) // 256)
+        size = -(-len(items) // MAP_RUNS)
         first = TaskId(self._ids.take_range(len(items)))
-        specs = []
         for at in range(0, len(items), size):
             part = items[at : at + size]
-            inputs = futures_module.collecting.futures = []
+            inputs = _collecting.futures = []
             try:
-                arguments = dump(part)
+                arguments = dump((single, part))
             finally:
-                futures_module.collecting.futures = None
-            specs.append(TaskSpec(TaskId(first + at), code.code, arguments, tuple(dict.fromkeys(inputs)), len(part)))
-            result.chunk_of(TaskId(first + at), at, len(part))
-        with self.engine.lock:
-            for spec in specs:
-                self._maps[spec.task] = result
+                _collecting.futures = None
+            task = TaskId(first + at)
+            spec = TaskSpec(task, code.code, arguments, tuple(dict.fromkeys(inputs)), len(part))
+            with self.engine.lock:
+                result.chunk_of(task, at, len(part))
+                self._maps[task] = result
                 self.driver.perform(self._submitter.submit(spec, self.driver.clock()))
+            if at % (16 * size) == 0:
+                # The runners begin while the rest is being pickled.
+                self.engine.flush()
         self.engine.flush()
         return result
 

@@ -252,6 +252,8 @@ class Peer:
 
     def dirty_connections(self) -> list[int]:
         """Connections with something to write."""
+        if not self._dirty and not self._raw:
+            return []
         found = list(self._raw)
         for peer, remote in list(self._dirty.items()):
             if remote.connection is None:

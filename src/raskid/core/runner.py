@@ -50,6 +50,8 @@ class Record(Effect, frozen=True, gc=False):
     seconds: float
     client: PeerId
     value: bytes
+    #: Whether the manager waits for it; a task that its client sent here itself can be reported with the next.
+    urgent: bool = True
 
 
 class Stop(Effect, frozen=True):
@@ -66,12 +68,12 @@ class Value(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Task:
-    __slots__ = ("keepers", "missing", "placement")
+    __slots__ = ("direct", "missing", "placement")
 
-    def __init__(self, placement: Placement) -> None:
+    def __init__(self, placement: Placement, direct: bool) -> None:
         self.placement = placement
+        self.direct = direct
         self.missing: set[TaskId] = set()
-        self.keepers: dict[TaskId, PeerId] = {}
 
 
 class _Ask:
@@ -110,6 +112,8 @@ class Runner:
         self.inputs: dict[TaskId, Value] = {}
         self._users: dict[TaskId, int] = {}
         self._asks: dict[TaskId, _Ask] = {}
+        #: Those of `_asks` whose keeper is another process, so that their answer may have to be asked for again.
+        self._remote: dict[TaskId, _Ask] = {}
         self._askers: dict[TaskId, list[PeerId]] = {}
 
     def next_task(self) -> Placement | None:
@@ -148,7 +152,7 @@ class Runner:
 
     def _on_message(self, peer: PeerId, message: Message, now: float) -> list[Effect]:
         if type(message) is RunTasks:
-            return self._on_run(message, now)
+            return self._on_run(peer, message, now)
         if type(message) is TaskValue:
             return self._on_value(message)
         if type(message) is AskValue:
@@ -163,7 +167,7 @@ class Runner:
             return [Stop(message.reason)]
         return []
 
-    def _on_run(self, message: RunTasks, now: float) -> list[Effect]:
+    def _on_run(self, peer: PeerId, message: RunTasks, now: float) -> list[Effect]:
         for code in message.codes:
             self.codes[code.code] = code.blob
         effects: list[Effect] = [Introduce(ref) for ref in message.peers]
@@ -176,7 +180,7 @@ class Runner:
                 continue
             if known is not None:
                 self._leave(known)
-            task = self._tasks[spec.task] = _Task(placement)
+            task = self._tasks[spec.task] = _Task(placement, placement.client == peer)
             if spec.inputs:
                 for name in spec.inputs:
                     self._users[name] = self._users.get(name, 0) + 1
@@ -200,11 +204,20 @@ class Runner:
                 ask.keeper = keeper
                 ask.at, ask.delay = now + ASK_NODE_S, ASK_NODE_S
                 if keeper != self.own.peer:
+                    self._remote[name] = ask
                     effects.append(Send(keeper, AskValue(name, self.own)))
+                else:
+                    self._remote.pop(name, None)
         return effects
 
+    def _forget_ask(self, name: TaskId) -> _Ask | None:
+        ask = self._asks.pop(name, None)
+        if ask is not None and self._remote:
+            self._remote.pop(name, None)
+        return ask
+
     def _on_value(self, message: TaskValue) -> list[Effect]:
-        ask = self._asks.pop(message.task, None)
+        ask = self._forget_ask(message.task)
         if ask is None:
             return []
         self.inputs[message.task] = Value(message.ok, message.value)
@@ -245,14 +258,16 @@ class Runner:
             # It will be tried again: nobody is to see this error, so none is kept.
             return [Record(identifier, placement.attempt, False, event.seconds, placement.client, b"")]
         effects: list[Effect] = [
-            Record(identifier, placement.attempt, event.ok, event.seconds, placement.client, event.value)
+            Record(
+                identifier, placement.attempt, event.ok, event.seconds, placement.client, event.value, not task.direct
+            )
         ]
         self.values[identifier] = Value(event.ok, event.value)
         if placement.client:
             effects.append(Send(placement.client, TaskValue(identifier, placement.attempt, event.ok, event.value)))
         for asker in self._askers.pop(identifier, ()):
             effects.append(Send(asker, TaskValue(identifier, placement.attempt, event.ok, event.value)))
-        ask = self._asks.pop(identifier, None)
+        ask = self._forget_ask(identifier)
         if ask is not None:
             self._arrived(identifier, ask)
         return effects
@@ -268,7 +283,7 @@ class Runner:
                 continue
             del self._users[name]
             self.inputs.pop(name, None)
-            self._asks.pop(name, None)
+            self._forget_ask(name)
 
     def _on_cancel(self, peer: PeerId, message: CancelTasks) -> list[Effect]:
         cancelled = []
@@ -281,20 +296,18 @@ class Runner:
 
     def _ask_again(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for name, ask in self._asks.items():
-            if ask.at > now or not ask.keeper:
+        for name, ask in self._remote.items():
+            if ask.at > now:
                 continue
             ask.delay = min(ask.delay * 4, ASK_AGAIN_S_MAX)
             ask.at = now + ask.delay
-            if ask.keeper != self.own.peer:
+            if ask.keeper:
                 effects.append(Send(node_of(ask.keeper), AskValue(name, self.own)))
         return effects
 
     def next_deadline(self) -> float | None:
         """When a keeper's node is to be asked."""
-        if not self._asks:
-            return None
-        return min((a.at for a in self._asks.values() if a.keeper and a.keeper != self.own.peer), default=None)
+        return min((ask.at for ask in self._remote.values()), default=None) if self._remote else None
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""

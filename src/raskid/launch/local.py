@@ -2,7 +2,8 @@
 
 A system's directory holds its unix sockets and, with mode 0600, its session file: the token and the head's address.
 The head gets its settings, token included, on its standard input, which it also watches: when the script is gone in
-whatever way, its end of the pipe closes, and the system ends.
+whatever way, its end of the pipe closes, and the system ends. The head of a system that stays does not watch it, and
+writes its errors to `log` in the system's directory.
 """
 
 from __future__ import annotations
@@ -84,6 +85,15 @@ class HeadHandle:
         self._errors.seek(0)
         return self._errors.read().decode(errors="replace").strip()
 
+    def detach(self) -> None:
+        """Let go of a head that stays: close this end of its pipes, and wait for it no longer."""
+        for stream in (self.process.stdin, self.process.stdout, self._errors):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        # It outlives this process, so that there is nothing to wait for; else Popen would warn that it still runs.
+        self.process.returncode = 0
+
     def stop(self) -> None:
         """Close its input, which ends the system, and wait; kill it if it does not end."""
         with contextlib.suppress(OSError):
@@ -113,7 +123,7 @@ def start_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
         directory.mkdir(mode=0o700)
     except FileExistsError as error:
         raise StartFailed(f"a system named {name!r} exists already ({directory}); end it with: raskid down {name}") from error
-    errors = tempfile.TemporaryFile()
+    errors: IO[bytes] = tempfile.TemporaryFile() if watch_input else _open_private(directory / "log")
     command = [sys.executable, "-m", "raskid.services.head"]
     source = str(Path(__file__).resolve().parents[2])
     env = dict(os.environ)
@@ -161,9 +171,12 @@ def _read_ready(process: subprocess.Popen[bytes], handle: HeadHandle) -> HeadRea
     return ready
 
 
+def _open_private(path: Path) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600), "w+b")
+
+
 def _write_private(path: Path, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(fd, "wb") as file:
+    with _open_private(path) as file:
         file.write(data)
 
 

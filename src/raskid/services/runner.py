@@ -72,7 +72,8 @@ class RunnerProcess:
                 effect.task, effect.attempt, effect.ok, effect.seconds, effect.client.encode(), effect.value,
                 self._outbox_full,
             )  # fmt: skip
-            self._rung += 1
+            if effect.urgent:
+                self._rung += 1
         elif kind is Stop:
             assert isinstance(effect, Stop)
             self.stopping = effect.reason or "asked to"
@@ -85,6 +86,7 @@ class RunnerProcess:
         """Tell the node that the outbox has something new."""
         if self._rung:
             self._rung = 0
+            self.outbox.set_counters(self.driver.totals().as_list())
             # An empty report is the bell: the outcomes themselves are in shared memory.
             self.driver.perform(
                 self.station.peer.send(PeerId(self.settings.node), TasksFinished([]), self.driver.clock())
@@ -112,9 +114,7 @@ class RunnerProcess:
             placement = machine.next_task()
             if placement is None:
                 self.ring()
-                counters_list = driver.totals().as_list()
-                self.outbox.set_counters(counters_list)
-                driver.step(None if not machine.ready else 0)
+                driver.step(None)
                 looked = _pc()
                 continue
             counters.tasks += 1
@@ -161,7 +161,8 @@ class RunnerProcess:
                 return False, failed.data
             function = self._function(spec.code)
             if spec.count:
-                return True, self._execute_map(function, load_arguments(spec.arguments, self._input))
+                single, items = load_arguments(spec.arguments, self._input)
+                return True, self._execute_map(function, single, items)
             args, kwargs = load_arguments(spec.arguments, self._input)
             value = function(*args, **kwargs)
             if is_atom(value):
@@ -174,22 +175,27 @@ class RunnerProcess:
         except BaseException as error:
             return False, dump_error(error, self.where)
 
-    def _execute_map(self, function: Callable[..., Any], items: Any) -> bytes:
+    def _execute_map(self, function: Callable[..., Any], single: bool, items: list[Any]) -> bytes:
+        name = getattr(function, "__qualname__", "map")
         try:
-            return dump_result(([function(*item) for item in items], {}), getattr(function, "__qualname__", "map"))
+            values = [function(item) for item in items] if single else [function(*item) for item in items]
+            return dump_result((values, {}), name)
         except Exception:
-            # One item failed, or cannot be pickled: find out which, so that the others keep their values.
-            values: list[Any] = []
-            errors: dict[int, bytes] = {}
-            for index, item in enumerate(items):
-                try:
-                    value = function(*item)
-                    dump_result(value, getattr(function, "__qualname__", "map"))
-                except BaseException as error:
-                    value = None
-                    errors[index] = dump_error(error, self.where)
-                values.append(value)
-            return dump_result((values, errors), "map")
+            return self._execute_map_singly(function, [(item,) for item in items] if single else items, name)
+
+    def _execute_map_singly(self, function: Callable[..., Any], items: list[Any], name: str) -> bytes:
+        """One item failed, or its value cannot be pickled: find out which, so that the others keep their values."""
+        values: list[Any] = []
+        errors: dict[int, bytes] = {}
+        for index, item in enumerate(items):
+            try:
+                value = function(*item)
+                dump_result(value, name)
+            except BaseException as error:
+                value = None
+                errors[index] = dump_error(error, self.where)
+            values.append(value)
+        return dump_result((values, errors), name)
 
 
 def run(config: bytes, outbox_fd: int) -> int:

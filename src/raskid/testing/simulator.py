@@ -1,8 +1,8 @@
 """A simulation of whole systems: real stations and real bytes over a pretended network, in virtual time.
 
 Everything that happens is drawn from one seed, so that a failure repeats. A `World` holds nodes (a station each, with
-a clock of its own) and wires between them; faults cut wires, part or suspend or crash nodes, and make clocks jump. After
-every event the invariants of the station that met it are checked.
+a clock of its own) and wires between them; faults cut wires, part or suspend or crash nodes, and make clocks jump.
+After every event the invariants of the station that met it are checked.
 """
 
 from __future__ import annotations
@@ -176,12 +176,7 @@ class Node:
 
     def may_publish(self, topic: str) -> bool:
         """Whether a publishing call would not have to wait."""
-        return (
-            self.alive
-            and not self.suspended
-            and topic in self.messaging.plans
-            and not self.messaging.blocked(topic)
-        )
+        return self.alive and not self.suspended and topic in self.messaging.plans and not self.messaging.blocked(topic)
 
     def publish(self, topic: str, body: bytes) -> None:
         """Publish a message."""

@@ -76,7 +76,9 @@ class Door:
     def check_refused(self, number: int, answer: AnyMessage, code: str, text: str) -> None:
         assert isinstance(answer, Refused) and answer.code == code and text in answer.text, answer
         assert any(isinstance(it, Disconnect) and it.connection == number for it in self.effects)
-        assert not self.feed(number, frame(UNCOUNTED, 0, encode_batch([hello()]))), "a refused connection is listened to"
+        assert not self.feed(number, frame(UNCOUNTED, 0, encode_batch([hello()]))), (
+            "a refused connection is listened to"
+        )
         self.check_good()
 
     def check_good(self) -> None:

@@ -1,0 +1,1 @@
+"""The command line: `raskid up`, `down`, `ps`, `send`, `get`, `topics`."""
