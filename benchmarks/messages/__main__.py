@@ -32,7 +32,7 @@ PEERS = tuple(dict.fromkeys(peer for peers in CASES.values() for peer in peers))
 
 def missing(peer: str) -> str | None:
     """Why `peer` cannot be measured here, or None."""
-    absent = [module for module in NEEDS[peer.split("-")[0]] if not importlib.util.find_spec(module)]
+    absent = [module for module in NEEDS[peer.split("-", maxsplit=1)[0]] if not importlib.util.find_spec(module)]
     if absent:
         return f"{' and '.join(absent)} not installed"
     if peer == "nats":

@@ -106,15 +106,14 @@ def request(n: int) -> Values:
 
 def request_threads(n: int) -> Values:
     """REQ/REP, two threads of this process."""
-    with zmq.Context() as context, _socket(context, zmq.REQ) as socket:
-        with _socket(context, zmq.REP) as other:
-            other.bind("inproc://bench")
-            thread = threading.Thread(target=_echo, args=(other, n + 200))
-            thread.start()
-            socket.connect("inproc://bench")
-            values = _round_trips(socket, n)
-            thread.join()
-            return values
+    with zmq.Context() as context, _socket(context, zmq.REQ) as socket, _socket(context, zmq.REP) as other:
+        other.bind("inproc://bench")
+        thread = threading.Thread(target=_echo, args=(other, n + 200))
+        thread.start()
+        socket.connect("inproc://bench")
+        values = _round_trips(socket, n)
+        thread.join()
+        return values
 
 
 def _echo(socket: zmq.Socket[Any], n: int) -> None:

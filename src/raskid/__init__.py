@@ -8,7 +8,7 @@ The public face is loaded when it is first used, so that processes of the system
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from raskid.model.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from raskid.client.futures import Future

@@ -273,6 +273,7 @@ def test_queued_tasks_can_be_cancelled(rk):
 
 
 def test_released_futures_leave_nothing_at_the_manager(rk):
+    gc.collect()
     with raskid.connect(rk.url) as session:
         futures = [session.submit(increase, value) for value in range(100)]
         session.gather(futures, 10)

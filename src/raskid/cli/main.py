@@ -108,7 +108,9 @@ def up(
             raise
         handle.detach()
         if as_json:
-            _print_json({"name": name, "url": url, "pid": file.pid, "runners": count, "directory": str(handle.directory)})
+            _print_json(
+                {"name": name, "url": url, "pid": file.pid, "runners": count, "directory": str(handle.directory)}
+            )
         else:
             print(f"{url} is up: {count} runners, head has pid {file.pid}, log in {handle.directory / 'log'}")
             print(f'attach with   raskid.connect("{url}")   or   export RASKID_URL={url}')
@@ -145,7 +147,9 @@ def _lives(pid: int) -> bool:
 
 
 @app.command()
-def ps(name: str = typer.Argument(None, help="Name of the system; without: all systems."), as_json: bool = JSON) -> None:
+def ps(
+    name: str = typer.Argument(None, help="Name of the system; without: all systems."), as_json: bool = JSON
+) -> None:
     """Show the runners of a system, or the systems of this machine."""
     with _clear_errors():
         if name is None:
@@ -161,7 +165,9 @@ def _list_systems(as_json: bool) -> None:
         with contextlib.suppress(RaskidError, OSError):
             _, file = local.read_session(name)
             with _attach(name) as session:
-                found.append({"name": name, "url": f"local://{name}", "pid": file.pid, "runners": len(session.runners())})
+                found.append(
+                    {"name": name, "url": f"local://{name}", "pid": file.pid, "runners": len(session.runners())}
+                )
     if as_json:
         _print_json(found)
     elif found:
@@ -248,7 +254,9 @@ def _follow(session: Session, topic: str, count: int | None, timeout: float | No
             raise SessionClosed("the system has ended")
         taken += 1
         if as_json:
-            _print_json({"topic": message.topic, "publisher": message.publisher, "args": message.args, "fields": message.fields})
+            _print_json(
+                {"topic": message.topic, "publisher": message.publisher, "args": message.args, "fields": message.fields}
+            )
         else:
             parts = [json.dumps(value, default=_plain, ensure_ascii=False) for value in message.args]
             parts += [f"{k}={json.dumps(v, default=_plain, ensure_ascii=False)}" for k, v in message.fields.items()]

@@ -68,7 +68,7 @@ class CodeBook:
             known = self._known.get(function)
         except TypeError:
             return self._make(function).code
-        if known is not None and (not known.names and not known.cells or known.holds()):
+        if known is not None and ((not known.names and not known.cells) or known.holds()):
             return known.code
         known = self._make(function)
         self._known[function] = known

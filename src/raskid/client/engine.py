@@ -97,6 +97,9 @@ class Engine:
     def release(self, task: TaskId) -> None:
         """A future is gone. Called by the garbage collector, at any moment: it may not take the lock."""
         self._releases.append(task)
+        if self._io_in_step:
+            # Nobody else would come by to tell the manager.
+            self.driver.wake()
 
     def _release_collected(self) -> None:
         if self._releases:
@@ -130,7 +133,7 @@ class Engine:
         if done():
             return True
         me = threading.current_thread()
-        if me is self._thread or self.loop is not None and _running_loop() is self.loop:
+        if me is self._thread or (self.loop is not None and _running_loop() is self.loop):
             raise WrongThread(
                 "a blocking call was made on the thread that serves this session's messages. Inside asyncio, await "
                 "instead; inside a callback, use another thread"
@@ -212,7 +215,7 @@ class Engine:
                 self.flush()
                 self._io_in_step = True
                 if not self._nudged:
-                    driver.step(None)
+                    driver.step(0 if self._releases else None)
             except Exception:
                 if not self.closing:
                     traceback.print_exc()

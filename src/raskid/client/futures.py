@@ -53,7 +53,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     # What the standard library's wait() and as_completed() reach for.
 
     @property
-    def _condition(self) -> threading.Condition:
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
         found = self._lazy_condition
         if found is None:
             with _making_lock:
@@ -64,7 +64,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         return found
 
     @property
-    def _waiters(self) -> list[Any]:
+    def _waiters(self) -> list[Any]:  # type: ignore[override]
         if self._lazy_waiters is None:
             self._lazy_waiters = []
         # Somebody waits without driving: the background thread has to.

@@ -30,6 +30,10 @@ class _Chunk:
     def done(self) -> bool:
         return self.raw is not None or self.values is not None or self.failure is not None
 
+    def is_done(self) -> bool:
+        """The same, as a condition to wait for."""
+        return self.done
+
     def open(self) -> list[Any]:
         """The values of the run; those of items that failed are None."""
         if self.failure is not None:
@@ -116,7 +120,7 @@ class MapResult(Sequence[Any]):
         if not 0 <= index < self._count:
             raise IndexError(f"a map of {self._count} items has no item {index}")
         chunk = self._chunks[index // self._chunks[0].count]
-        self._engine.wait(lambda: chunk.done)
+        self._engine.wait(chunk.is_done)
         values = chunk.open()
         at = index - chunk.first
         if at in chunk.errors:
@@ -126,7 +130,7 @@ class MapResult(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         for chunk in self._chunks:
             if not chunk.done:
-                self._engine.wait(lambda chunk=chunk: chunk.done)
+                self._engine.wait(chunk.is_done)
             values = chunk.open()
             if not chunk.errors:
                 yield from values
@@ -137,7 +141,9 @@ class MapResult(Sequence[Any]):
                 yield value
 
     def __repr__(self) -> str:
-        return f"<raskid.MapResult of {self._count} items, {len(self._chunks) - self._left}/{len(self._chunks)} runs done>"
+        return (
+            f"<raskid.MapResult of {self._count} items, {len(self._chunks) - self._left}/{len(self._chunks)} runs done>"
+        )
 
     def __del__(self) -> None:
         for chunk in self._chunks:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from raskid.core.lists import UnwatchList
-from raskid.core.messaging import Took, Unsubscribed
+from raskid.core.messaging import Unsubscribed
 from raskid.model.errors import SessionClosed, WaitTimeout
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import REACTIONS, SHARED, list_name
@@ -17,6 +17,11 @@ from raskid.protocol.values import decode_body, decode_value, encode_value
 
 if TYPE_CHECKING:
     from raskid.client.session import Session
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Message:
@@ -77,7 +82,12 @@ class Subscription:
     """
 
     def __init__(
-        self, session: Session, identifier: RequestId, topic: str, capacity: int, callback: Callable[[Message], Any] | None
+        self,
+        session: Session,
+        identifier: RequestId,
+        topic: str,
+        capacity: int,
+        callback: Callable[[Message], Any] | None,
     ) -> None:
         self._session = session
         self.id = identifier
@@ -187,7 +197,7 @@ class Subscription:
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
-                waiter.get_loop().call_soon_threadsafe(lambda w=waiter: w.done() or w.set_result(None))
+                waiter.get_loop().call_soon_threadsafe(_wake, waiter)
 
     def __enter__(self) -> Subscription:
         return self
@@ -274,5 +284,3 @@ class SharedDict(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<raskid.SharedDict {self.name!r}: {dict(self)!r}>"
-
-

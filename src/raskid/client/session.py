@@ -13,7 +13,8 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import raskid
+import msgspec
+
 from raskid.client import futures as futures_module
 from raskid.client.code import CodeBook
 from raskid.client.engine import Engine
@@ -34,7 +35,6 @@ from raskid.model import errors
 from raskid.model.errors import (
     ConnectionRefused,
     Overflow,
-    PeerLost,
     RaskidError,
     RemoteError,
     SessionClosed,
@@ -42,6 +42,7 @@ from raskid.model.errors import (
 )
 from raskid.model.ids import IdSource, PeerId, RequestId, TaskId
 from raskid.model.topics import REACTIONS, SERVICES, check_topic, list_name
+from raskid.model.version import VERSION
 from raskid.protocol.messages import (
     KIND_CLIENT,
     ROLE_EXECUTE,
@@ -57,13 +58,13 @@ from raskid.protocol.messages import (
     TopicsListed,
 )
 from raskid.protocol.reactions import BLOCK, CAPACITY_MAX, OVERFLOWS, Provider, Reaction
-from raskid.protocol.values import decode_body, encode_body
+from raskid.protocol.values import decode_body, decode_value, encode_body, encode_value
 from raskid.services.calling import dump
 from raskid.services.settings import new_origin
 
-import msgspec
-
 SETTLE_S = 5.0
+#: A blocking publish waits for room no longer than this.
+BLOCK_S = 30.0
 #: A map is cut into at most so many runs of items: few enough to be cheap, enough to share them out evenly.
 MAP_RUNS = 128
 #: A message from a callback cannot block its publisher; an argument over this size is refused by name.
@@ -93,7 +94,7 @@ class Session:
         peer_id = PeerId(f"client-{self._ids.origin:08x}")
         identity = Identity(
             peer_id, 1, self._ids.origin, KIND_CLIENT, token, role, addresses, socket.gethostname(), os.getpid(),
-            platform.python_version(), raskid.__version__,
+            platform.python_version(), VERSION,
         )  # fmt: skip
         self.peer = Peer(identity, head=head)
         self.peer.introduce(PeerRef(head, 0, (head_address,)))
@@ -191,15 +192,15 @@ class Session:
         if future is None:
             return
         if effect.ok:
-            (value,), _ = decode_body(effect.body)
-            future.resolve_with(value)
+            future.resolve_with(decode_value(effect.body))
         elif effect.error:
             future.fail_with(_error_of(effect.error, effect.text))
-        elif not effect.body:
-            future.fail_with(PeerLost("the peer that was to answer no longer serves this name"))
         else:
-            (kind, text, remote), _ = decode_body(effect.body)
-            future.fail_with(RemoteError(f"{kind}: {text}", kind, remote))
+            kind, text, remote = decode_value(effect.body)
+            if kind == "NoSuchService" and not remote:
+                future.fail_with(errors.NoSuchService(text))
+            else:
+                future.fail_with(RemoteError(f"{kind}: {text}", kind, remote))
 
     def _on_list_changed(self, effect: ListChanged) -> None:
         for callback in self.list_callbacks.get(effect.name, ()):
@@ -223,7 +224,7 @@ class Session:
                     task = self.engine.loop.create_task(self._finish_handler(effect.request, value))
                     self._invoked[effect.request] = task
                     return
-            body = encode_body((value,), {})
+            body = encode_value(value)
         except Exception as error:
             self._reply_error(effect.request, error)
             return
@@ -231,7 +232,7 @@ class Session:
 
     async def _finish_handler(self, request: RequestId, coroutine: Any) -> None:
         try:
-            body = encode_body((await coroutine,), {})
+            body = encode_value(await coroutine)
         except Exception as error:
             self._reply_error(request, error)
         else:
@@ -241,7 +242,7 @@ class Session:
 
     def _reply_error(self, request: RequestId, error: BaseException) -> None:
         text = "".join(traceback.format_exception(error))
-        self.engine.send(Reply(request, False, encode_body((type(error).__name__, str(error), text), {})))
+        self.engine.send(Reply(request, False, encode_value((type(error).__name__, str(error), text))))
 
     def _on_told(self, effect: Told) -> None:
         event = effect.event
@@ -340,7 +341,8 @@ class Session:
             if target.queue and target.overflow == BLOCK and self._may_block():
                 self._wait_room(topic, target)
 
-    def _wait_room(self, topic: str, target: Any, timeout: float = 30.0) -> None:
+    def _wait_room(self, topic: str, target: Any) -> None:
+        timeout = BLOCK_S
         if not self.engine.wait(lambda: not target.queue, timeout):
             with self.engine.lock:
                 if target.queue:
@@ -364,7 +366,9 @@ class Session:
             overflow: What a publisher does beyond that: "block", "drop_oldest", "drop_newest" or "latest".
             timeout: How long to wait for publishers, in seconds; those that were silent stand in `.silent`.
         """
-        subscription, future = self.subscribe_nowait(topic, callback, capacity=capacity, overflow=overflow, timeout=timeout)
+        subscription, future = self.subscribe_nowait(
+            topic, callback, capacity=capacity, overflow=overflow, timeout=timeout
+        )
         subscription.silent = future.result(timeout + 10).silent
         return subscription
 
@@ -574,6 +578,7 @@ class Session:
         if engine.closing:
             return
         if engine.failure is None:
+            self._drain(2.0)
             with engine.lock:
                 self.peer.goodbye("closed")
             engine.flush()
@@ -583,6 +588,15 @@ class Session:
             self._listener.close()
         if self._on_close is not None:
             self._on_close()
+
+    def _drain(self, timeout: float) -> None:
+        """Write what was published and not sent yet, while the other ends take it."""
+
+        def written() -> bool:
+            return not any(self.peer.backlog(peer) for peer in self.peer.peers() if self.peer.is_connected(peer))
+
+        if self.engine.loop is None:
+            self.engine.wait(written, timeout)
 
     def __enter__(self) -> Session:
         return self

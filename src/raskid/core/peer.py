@@ -266,6 +266,11 @@ class Peer:
         """Everybody with a link."""
         return [peer for peer, remote in self._remotes.items() if remote.link is not None]
 
+    def is_connected(self, peer: PeerId) -> bool:
+        """Whether a connection carries the link to a peer now."""
+        remote = self._remotes.get(peer)
+        return remote is not None and remote.connection is not None
+
     def role_of(self, peer: PeerId) -> str:
         """The role that a peer has proved to us; our own where we proved ours to it."""
         remote = self._remotes.get(peer)

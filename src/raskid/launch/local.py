@@ -122,7 +122,9 @@ def start_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
     try:
         directory.mkdir(mode=0o700)
     except FileExistsError as error:
-        raise StartFailed(f"a system named {name!r} exists already ({directory}); end it with: raskid down {name}") from error
+        raise StartFailed(
+            f"a system named {name!r} exists already ({directory}); end it with: raskid down {name}"
+        ) from error
     errors: IO[bytes] = tempfile.TemporaryFile() if watch_input else _open_private(directory / "log")
     command = [sys.executable, "-m", "raskid.services.head"]
     source = str(Path(__file__).resolve().parents[2])

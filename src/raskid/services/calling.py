@@ -93,7 +93,7 @@ def load_error(data: bytes) -> BaseException:
     if loaded[0] is None:
         _, text, kind, message = loaded
         return RemoteError(f"{kind}: {message}", kind, text)
-    error, text = loaded
-    assert isinstance(error, BaseException)
-    error.__cause__ = RemoteTraceback(text)
-    return error
+    raised, text = loaded
+    assert isinstance(raised, BaseException)
+    raised.__cause__ = RemoteTraceback(text)
+    return raised

@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 
-import raskid
 from raskid.core.hub import Hub
 from raskid.core.machine import Effect, PeerJoined, Received
 from raskid.core.manager import Manager
@@ -31,6 +30,7 @@ from raskid.io.forkserver import Exited, ForkServer, ServerLost
 from raskid.io.outbox import Outbox
 from raskid.io.transports import listen
 from raskid.model.ids import IdSource, PeerId
+from raskid.model.version import VERSION
 from raskid.protocol.messages import KIND_HEAD, KIND_NODE, AskStatus, EndSystem, Message, Status, TasksFinished
 from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, new_origin
 
@@ -82,7 +82,7 @@ class HeadProcess:
         self.bells: set[PeerId] = set()
         identity = Identity(
             self.peer, 1, self.ids.origin, KIND_HEAD, settings.token, addresses=(self.address,),
-            host=socket.gethostname(), pid=os.getpid(), python=platform.python_version(), raskid=raskid.__version__,
+            host=socket.gethostname(), pid=os.getpid(), python=platform.python_version(), raskid=VERSION,
         )  # fmt: skip
         self.node = Node(self.peer, self.peer)
         self.manager = Manager(self.peer)

@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 
-import raskid
 from raskid.core.machine import Effect, PeerGone
 from raskid.core.peer import Identity, Peer
 from raskid.core.relay import RelayEnd
@@ -29,6 +28,7 @@ from raskid.io.driver import Driver
 from raskid.io.outbox import Outbox
 from raskid.io.transports import listen
 from raskid.model.ids import CodeId, IdSource, PeerId, TaskId
+from raskid.model.version import VERSION
 from raskid.protocol.messages import KIND_RUNNER, PeerRef, Placement, TasksFinished
 from raskid.services.calling import dump_error, dump_result, is_atom, load_arguments
 from raskid.services.settings import RunnerSettings, new_origin
@@ -49,7 +49,7 @@ class RunnerProcess:
         own = PeerRef(PeerId(settings.peer), settings.incarnation, (settings.address,))
         identity = Identity(
             own.peer, own.incarnation, self.ids.origin, KIND_RUNNER, settings.token, addresses=own.addresses,
-            host=socket.gethostname(), pid=os.getpid(), python=platform.python_version(), raskid=raskid.__version__,
+            host=socket.gethostname(), pid=os.getpid(), python=platform.python_version(), raskid=VERSION,
         )  # fmt: skip
         peer = Peer(identity, head=node)
         peer.introduce(PeerRef(node, 0, (settings.node_address,)))

@@ -13,11 +13,11 @@ from raskid.model.ids import CodeId, PeerId, RequestId, TaskId
 from raskid.protocol.messages import (
     CancelTasks,
     Code,
+    DropValues,
     LeaseEnded,
     LeaseGranted,
     PeerRef,
     Placement,
-    DropValues,
     ReleaseTasks,
     RequestLease,
     RunnerEnded,

@@ -1,0 +1,182 @@
+"""A simulation that publishes its field at every step, a second process that listens, and tasks on runners.
+
+Run `python examples/spine.py`. It starts a system on this machine, runs the simulation first with nobody listening
+and then with a listener, and prints what each costs. The listener is this very script, started with the system's URL.
+"""
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import raskid
+
+SIZE = 256
+STEPS_ALONE = 2000
+STEPS_HEARD = 1000
+TASK_EVERY = 50
+RUNNERS = 2
+
+
+# ── The simulation ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def start_field():
+    """Two hot spots on a cold plate."""
+    field = np.zeros((SIZE, SIZE))
+    field[60:90, 60:90] = 100.0
+    field[150:200, 170:190] = 50.0
+    return field
+
+
+def step(u):
+    """One explicit step of the heat equation; the rim stays cold."""
+    new = u.copy()
+    new[1:-1, 1:-1] += 0.2 * (u[2:, 1:-1] + u[:-2, 1:-1] + u[1:-1, 2:] + u[1:-1, :-2] - 4.0 * u[1:-1, 1:-1])
+    return new
+
+
+def simulate(rk, field, steps, each=None):
+    """Run `steps` steps, publishing the field at each; returns the last field and steps per second."""
+    started = time.perf_counter()
+    for number in range(steps):
+        field = step(field)
+        rk.publish("heat/field", step=number, field=field)
+        if each is not None:
+            each(number, field)
+    return field, steps / (time.perf_counter() - started)
+
+
+# ── Tasks, which run on the runners ──────────────────────────────────────────────────────────────────────────────────
+
+
+def stats_of(field):
+    """Mean and highest temperature."""
+    return float(field.mean()), float(field.max())
+
+
+def cooling(stats):
+    """How much the highest temperature sank over the run, and the mean of the means; depends on many tasks."""
+    means, highest = zip(*stats, strict=True)
+    return {"highest sank by": highest[0] - highest[-1], "mean of means": sum(means) / len(means)}
+
+
+# ── The second process ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def listen(url):
+    """Attach to the system, watch the field, publish statistics of it, and say at the end what was seen."""
+    seen = 0
+    with raskid.connect(url) as rk:
+        with rk.subscribe("heat/field", capacity=64) as fields:
+            for message in fields:
+                seen += 1
+                if message["step"] % 200 == 0 or message["step"] == STEPS_HEARD - 1:
+                    field = message["field"]
+                    rk.publish("heat/stats", step=message["step"], mean=float(field.mean()), max=float(field.max()))
+                if message["step"] == STEPS_HEARD - 1:
+                    break
+        rk.publish("heat/stats", last=True, seen=seen)
+        rk.counters()  # a call, so that the last message is on its way before we leave
+
+
+# ── The report ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def difference(after, before):
+    """What was counted between two looks."""
+    return {name: after[name] - before[name] for name in after}
+
+
+def table(title, columns, rows):
+    """A table of rich."""
+    made = Table(title=title, title_justify="left")
+    for name in columns:
+        made.add_column(name, justify="left" if name == columns[0] else "right")
+    for row in rows:
+        made.add_row(*[f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row])
+    return made
+
+
+def counts_row(what, counts, n):
+    """Counters of this process for each of `n` things."""
+    return what, n, *(counts[name] / n for name in ("wakeups", "syscalls", "bytes_sent", "bytes_received"))
+
+
+def run_heard(rk, field):
+    """The simulation with a listener and with tasks; returns steps/s, statistics, and the tasks' outcome."""
+    received = []
+    with rk.subscribe("heat/stats") as stats:
+        listener = subprocess.Popen([sys.executable, __file__, rk.url])
+        try:
+            while not rk.topics("reactions:heat/field").get("reactions:heat/field", {}).get("records"):
+                time.sleep(0.01)  # until the listener has subscribed
+            futures = []
+
+            def each(number, field):
+                if number % TASK_EVERY == 0:
+                    futures.append(rk.submit(stats_of, field))
+
+            field, per_s = simulate(rk, field, STEPS_HEARD, each)
+            outcome = rk.submit(cooling, futures).result(20)
+            while True:
+                message = stats.get(timeout=20)
+                if message.fields.get("last"):
+                    break
+                received.append((message["step"], message["mean"], message["max"]))
+            listener.wait(10)
+        finally:
+            if listener.poll() is None:
+                listener.kill()
+                listener.wait()
+    return per_s, received, message["seen"], outcome, len(futures) + 1
+
+
+def task_costs(rk, count=1000):
+    """Counters of this process for small tasks that are submitted together."""
+    before = rk.counters()
+    rk.gather([rk.submit(pow, 2, 10) for _ in range(count)])
+    return difference(rk.counters(), before)
+
+
+def main():
+    """Both runs, then the tables."""
+    console = Console()
+    with raskid.connect(f"local://?runners={RUNNERS}") as rk:
+        rk.wait_runners(RUNNERS)
+        console.print(
+            f"system {rk.url} with {RUNNERS} runners; field of {SIZE}×{SIZE} float64, published at every step"
+        )
+        field, silent = simulate(rk, start_field(), 200)  # warm up
+        before = rk.counters()
+        field, silent = simulate(rk, start_field(), STEPS_ALONE)
+        alone = difference(rk.counters(), before)
+        before = rk.counters()
+        heard, received, seen, outcome, tasks = run_heard(rk, field)
+        with_listener = difference(rk.counters(), before)
+        small = task_costs(rk)
+        status = rk.status()
+
+        rows = [("nobody listens", STEPS_ALONE, silent), (f"listener and {tasks} tasks", STEPS_HEARD, heard)]
+        console.print(table("Simulation", ("run", "steps", "steps/s"), rows))
+        console.print(table("Statistics from the second process", ("step", "mean", "max"), received))
+        console.print(f"It saw {seen} of {STEPS_HEARD} fields. A task that combines the others says: {outcome}\n")
+        counters = status["runner_counters"]
+        rows = [(r["runner"], r["pid"], counters[r["runner"]]["tasks"]) for r in status["runners"]]
+        console.print(table("Runners", ("runner", "pid", "tasks run"), rows))
+        rows = [
+            counts_row("publish, nobody listens", alone, STEPS_ALONE),
+            counts_row("publish, one listener (tasks included)", with_listener, STEPS_HEARD),
+            counts_row("small task, 1,000 together", small, 1000),
+        ]
+        titles = ("cost in this process, each", "count", "wake-ups", "system calls", "bytes sent", "bytes received")
+        console.print(table("Counters", titles, rows))
+
+
+if len(sys.argv) > 1:
+    listen(sys.argv[1])
+else:
+    main()
