@@ -97,6 +97,8 @@ class Subscription:
         self.dropped = 0
         self.closed = False
         self._callback = callback
+        self._taken: dict[PeerId, int] = {}
+        self._batch = max(1, capacity // 4)
         self._messages: deque[Message] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
 
@@ -127,7 +129,13 @@ class Subscription:
             self._took(message)
 
     def _took(self, message: Message) -> None:
-        self._session.took(self, message.publisher)
+        # The publisher hears of it in batches; until then its credit only looks smaller than it is.
+        taken = self._taken.get(message.publisher, 0) + 1
+        if taken >= self._batch:
+            self._taken[message.publisher] = 0
+            self._session.took(self, message.publisher, taken)
+        else:
+            self._taken[message.publisher] = taken
 
     # ── by the user ──
 

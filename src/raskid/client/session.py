@@ -391,12 +391,10 @@ class Session:
         request = PutRecord(identifier, name, str(identifier), msgspec.msgpack.encode(reaction), False, timeout)
         return subscription, self.ask(request)
 
-    def took(self, subscription: Subscription, publisher: PeerId) -> None:
-        """A reader took a message: give the publisher credit, now and then."""
-        with self.engine.lock:
-            self.driver.perform(self._messaging.handle(Took(subscription.id, publisher, 1), 0.0))
-            if self.peer.dirty_connections():
-                self.engine.prompt()
+    def took(self, subscription: Subscription, publisher: PeerId, count: int) -> None:
+        """A reader took messages: give the publisher credit."""
+        if not self.engine.closing:
+            self.engine.send(Took(subscription.id, publisher, count))
 
     def shared(self, name: str) -> SharedDict:
         """The shared dictionary of that name: every process sees the same records, in the same order of changes."""
@@ -454,7 +452,7 @@ class Session:
     # ── tasks ──
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Run `function(*args, **kwargs)` on a runner. Futures among the arguments, at any depth, stand for their values.
+        """Run `function(*args, **kwargs)` on a runner. Futures among the arguments stand for their values, at any depth.
 
         Raises:
             TypeError: The function or an argument cannot be pickled.
