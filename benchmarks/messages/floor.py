@@ -94,7 +94,7 @@ async def _subscribe(path: str, n: int) -> Values:
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
     partner: Partner
-    counter = Counter(n, lambda: partner.go(), done.set)
+    counter = Counter(n, lambda: partner.go(), done.set)  # noqa: PLW0108 - the partner comes later
     server = await loop.create_unix_server(lambda: Frames(lambda frame: counter(frame[1])), path)
     with Partner("floor", "publish", path, n) as partner:
         await done.wait()

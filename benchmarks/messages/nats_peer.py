@@ -61,7 +61,7 @@ async def _subscribe(address: str, n: int) -> Values:
     client = await nats.connect(address)
     done = asyncio.Event()
     partner: Partner
-    counter = Counter(n, lambda: partner.go(), done.set)
+    counter = Counter(n, lambda: partner.go(), done.set)  # noqa: PLW0108 - the partner comes later
 
     async def receive(message: Msg) -> None:
         counter(message.data)

@@ -26,7 +26,7 @@ def throughput(n: int) -> Values:
     done = threading.Event()
     with raskid.connect(URL) as rk:
         partner: Partner
-        counter = Counter(n, lambda: partner.go(), done.set)
+        counter = Counter(n, lambda: partner.go(), done.set)  # noqa: PLW0108 - the partner comes later
         rk.subscribe(TOPIC, callback=lambda message: counter(message.args[0]))
         with Partner("raskid", "publish", rk.url, n) as partner:
             if not done.wait(60):

@@ -25,7 +25,7 @@ _FACE = {
     "Subscription": "raskid.client.messages",
 }
 
-__all__ = ["__version__", "Future", "Message", "Session", "SharedDict", "Subscription", "connect"]
+__all__ = ["Future", "Message", "Session", "SharedDict", "Subscription", "__version__", "connect"]
 
 
 def __getattr__(name: str) -> Any:

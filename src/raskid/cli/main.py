@@ -212,8 +212,18 @@ def send(
                 session.publish(check_topic(topic), **message)
             else:
                 session.publish(check_topic(topic), message)
+            _wait_written(session, topic)
         if as_json:
             _print_json({"topic": topic, "sent": True})
+
+
+def _wait_written(session: Session, topic: str) -> None:
+    """Wait until the message is on its way: connections to subscribers are only just being opened."""
+    peer = session.peer
+    targets = [target.peer for target in session._plans.get(topic, ())]
+    if not session.engine.wait(lambda: all(peer.is_connected(t) and not peer.backlog(t) for t in targets), ATTACH_S):
+        silent = ", ".join(t for t in targets if not peer.is_connected(t) or peer.backlog(t))
+        raise WaitTimeout(f"{silent} did not take the message on {topic!r} within {ATTACH_S:g} s")
 
 
 @app.command()

@@ -452,7 +452,7 @@ class Session:
     # ── tasks ──
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        """Run `function(*args, **kwargs)` on a runner. Futures among the arguments stand for their values, at any depth.
+        """Run `function(*args, **kwargs)` on a runner. A future in the arguments, at any depth, stands for its value.
 
         Raises:
             TypeError: The function or an argument cannot be pickled.

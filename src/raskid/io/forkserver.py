@@ -157,12 +157,15 @@ class ForkServer:
         self._closed = False
 
     @classmethod
-    def start(cls, python: str = sys.executable, env: Mapping[str, str] | None = None) -> ForkServer:
+    def start(
+        cls, python: str = sys.executable, env: Mapping[str, str] | None = None, preload: Sequence[str] = ()
+    ) -> ForkServer:
         """Starts a server; does not wait for it. If it cannot run, `receive` says so with its standard error.
 
         Args:
             python: The interpreter.
             env: The whole environment, or None for this process's.
+            preload: Modules to import before the first fork, so that all runners share them.
         Raises:
             OSError: `python` cannot be executed.
         """
@@ -172,7 +175,7 @@ class ForkServer:
         try:
             with theirs:
                 process = subprocess.Popen(
-                    [python, "-m", "raskid.io.forkserver", str(theirs.fileno())],
+                    [python, "-m", "raskid.io.forkserver", str(theirs.fileno()), *preload],
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
@@ -537,15 +540,16 @@ def _load_prctl() -> Callable[..., int] | None:
 
 
 def main() -> None:
-    """Runs the server on the socket whose descriptor is the only argument."""
+    """Runs the server on the socket whose descriptor is the first argument; the others name modules to import."""
     # Before any import that could start threads by them; the runners inherit these.
     for name in _THREAD_LIMITS:
         os.environ.setdefault(name, "1")
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     # What every runner needs, so that it is imported once and its memory shared.
-    for module in ("pickle", "raskid.protocol.messages", "cloudpickle"):
-        with contextlib.suppress(ImportError):
+    for module in ("pickle", "cloudpickle", "raskid.services.runner", *sys.argv[2:]):
+        # One that cannot be imported will say so in the task that needs it.
+        with contextlib.suppress(Exception):
             importlib.import_module(module)
     server = _Server(control)
     gc.collect()

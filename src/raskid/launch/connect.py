@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import os
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
-from raskid.client.session import Session
 from raskid.launch import local
 from raskid.protocol.messages import ROLE_EXECUTE, ROLES
+
+if TYPE_CHECKING:
+    from raskid.client.session import Session
 
 _PARAMETERS = ("runners", "role", "timeout")
 RUNNERS_MAX = 1024
@@ -36,6 +38,8 @@ def connect(url: str | None = None, *, runners: int | None = None, timeout: floa
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     for name in given:
         if name not in _PARAMETERS:
+            import difflib
+
             close = difflib.get_close_matches(name, _PARAMETERS, 1)
             hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(_PARAMETERS)}"
             raise ValueError(f"{url!r} has an unknown parameter {name!r}{hint}")

@@ -18,15 +18,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from raskid.client.session import Session
 from raskid.model.errors import SessionClosed, StartFailed
 from raskid.services.settings import HeadReady, HeadSettings, new_token
 
+if TYPE_CHECKING:
+    from raskid.client.session import Session
+
 START_S = 20.0
+#: Modules that take long to import: if the script has one, runners get it before they are forked.
+PRELOAD = ("numpy",)
 #: A unix socket's path holds 107 bytes; names inside a system's directory need 24 of them.
 DIRECTORY_BYTES_MAX = 80
 
@@ -111,11 +115,17 @@ class HeadHandle:
 
 
 def start_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, SessionFile]:
-    """Start a head and its runners.
+    """Start a head and its runners, and wait until it listens.
 
     Raises:
         StartFailed: It did not come up; the text holds its standard error.
     """
+    handle, token = begin_head(runners, name, watch_input)
+    return handle, await_head(handle, token)
+
+
+def begin_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, str]:
+    """Start the process of a head; returns it and the new system's token. Does not wait."""
     directory = runtime_directory() / name
     if len(os.fsencode(directory)) > DIRECTORY_BYTES_MAX:
         raise StartFailed(f"{directory} is too long for unix sockets; set RASKID_RUNTIME to a shorter path")
@@ -125,8 +135,9 @@ def start_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
         raise StartFailed(
             f"a system named {name!r} exists already ({directory}); end it with: raskid down {name}"
         ) from error
-    errors: IO[bytes] = tempfile.TemporaryFile() if watch_input else _open_private(directory / "log")
-    command = [sys.executable, "-m", "raskid.services.head"]
+    # Closed with the handle, which reads it when something went wrong.
+    errors: IO[bytes] = tempfile.TemporaryFile() if watch_input else _open_private(directory / "log")  # noqa: SIM115
+    command = [sys.executable, "-m", "raskid.services.boot"]
     source = str(Path(__file__).resolve().parents[2])
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([source, *filter(None, [env.get("PYTHONPATH")])]))
@@ -136,18 +147,32 @@ def start_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
     handle = HeadHandle(process, directory, errors)
     token = new_token()
     path = tuple(dict.fromkeys(os.path.abspath(entry or os.getcwd()) for entry in sys.path))
-    settings = HeadSettings(token, str(directory), runners, watch_input, path, os.getcwd(), name=name)
+    preload = tuple(module for module in PRELOAD if module in sys.modules)
+    settings = HeadSettings(token, str(directory), runners, watch_input, path, os.getcwd(), name=name, preload=preload)
     try:
         data = msgspec.msgpack.encode(settings)
         assert process.stdin is not None
         process.stdin.write(len(data).to_bytes(4, "little") + data)
         process.stdin.flush()
-        ready = _read_ready(process, handle)
-        file = SessionFile(token, ready.address, process.pid)
-        _write_private(directory / "session", msgspec.json.encode(file))
-        return handle, file
+    except BrokenPipeError:
+        # It has ended already; whoever waits for its answer says with which words.
+        pass
+    return handle, token
+
+
+def await_head(handle: HeadHandle, token: str) -> SessionFile:
+    """Wait until a head that was begun listens; write its session file.
+
+    Raises:
+        StartFailed: It did not come up; the text holds its standard error.
+    """
+    try:
+        ready = _read_ready(handle.process, handle)
+        file = SessionFile(token, ready.address, handle.process.pid)
+        _write_private(handle.directory / "session", msgspec.json.encode(file))
+        return file
     except BaseException:
-        process.kill()
+        handle.process.kill()
         handle.stop()
         raise
 
@@ -216,6 +241,8 @@ def systems() -> list[str]:
 
 def attach(name: str, role: str, timeout: float) -> Session:
     """A session in a system that runs on this machine."""
+    from raskid.client.session import Session
+
     directory, file = read_session(name)
     return Session(file.address, file.token, role, str(directory), f"local://{name}", timeout)
 
@@ -223,7 +250,11 @@ def attach(name: str, role: str, timeout: float) -> Session:
 def start(runners: int, role: str, timeout: float) -> Session:
     """A new system that ends with this session, and the session."""
     name = f"s-{secrets.token_hex(4)}"
-    handle, file = start_head(runners, name, watch_input=True)
+    handle, token = begin_head(runners, name, watch_input=True)
+    # Imported while the head starts.
+    from raskid.client.session import Session
+
+    file = await_head(handle, token)
     try:
         return Session(
             file.address, file.token, role, str(handle.directory), f"local://{name}", timeout, on_close=handle.stop

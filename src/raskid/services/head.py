@@ -32,6 +32,7 @@ from raskid.io.transports import listen
 from raskid.model.ids import IdSource, PeerId
 from raskid.model.version import VERSION
 from raskid.protocol.messages import KIND_HEAD, KIND_NODE, AskStatus, EndSystem, Message, Status, TasksFinished
+from raskid.services.boot import answer
 from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, new_origin
 
 #: How often outboxes are read although nobody rang, while tasks are out: a runner rings late only when a long task
@@ -73,7 +74,7 @@ class _Front:
 class HeadProcess:
     """The head's station, its runners' processes and outboxes."""
 
-    def __init__(self, settings: HeadSettings) -> None:
+    def __init__(self, settings: HeadSettings, server: ForkServer) -> None:
         self.settings = settings
         self.ids = IdSource(new_origin())
         self.peer = PeerId(f"head-{self.ids.origin:08x}")
@@ -92,7 +93,7 @@ class HeadProcess:
         self.listener = listen(self.address)
         self.driver.listen(self.listener)
         self._outboxes: dict[PeerId, tuple[int, Outbox]] = {}
-        self._server: ForkServer | None = None
+        self._server: ForkServer | None = server
         self._restarts = 0
 
     # ── runners ──
@@ -102,12 +103,16 @@ class HeadProcess:
         # The node is this very process; the manager hears of it as of any other.
         me = self.station.peer.identity
         self.driver.handle(PeerJoined(me.peer, 1, KIND_NODE, me.role, me.addresses, me.host, me.pid))
-        self._start_server()
+        self._watch_server()
         for _ in range(self.settings.runners):
             self.driver.handle(AddRunner())
 
     def _start_server(self) -> None:
-        self._server = ForkServer.start()
+        self._server = ForkServer.start(preload=self.settings.preload)
+        self._watch_server()
+
+    def _watch_server(self) -> None:
+        assert self._server is not None
         self.driver.watch(self._server.fileno(), self._on_server)
 
     def _apply(self, effect: Effect) -> None:
@@ -207,29 +212,12 @@ class HeadProcess:
         shutil.rmtree(self.settings.directory, ignore_errors=True)
 
 
-def _read_settings() -> HeadSettings:
-    length = int.from_bytes(os.read(0, 4), "little")
-    data = b""
-    while len(data) < length:
-        piece = os.read(0, length - len(data))
-        if not piece:
-            raise EOFError("the settings on standard input are incomplete")
-        data += piece
-    return msgspec.msgpack.decode(data, type=HeadSettings)
-
-
-def _answer(ready: HeadReady) -> None:
-    data = msgspec.msgpack.encode(ready)
-    os.write(1, len(data).to_bytes(4, "little") + data)
-
-
-def main() -> None:
+def serve(settings: HeadSettings, server: ForkServer) -> None:
     """Run the head of a system; see the module."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     head: HeadProcess | None = None
     try:
-        settings = _read_settings()
-        head = HeadProcess(settings)
+        head = HeadProcess(settings, server)
         running = head
 
         def end(number: int, frame: object) -> None:
@@ -247,16 +235,12 @@ def main() -> None:
             head.driver.watch(0, input_closed)
         head.start()
     except Exception as error:
-        _answer(HeadReady(error="".join(traceback.format_exception(error))))
+        answer(HeadReady(error="".join(traceback.format_exception(error))))
         if head is not None:
             head.close()
         raise SystemExit(1) from error
-    _answer(HeadReady(head.peer, head.address))
+    answer(HeadReady(head.peer, head.address))
     try:
         head.run()
     finally:
         head.close()
-
-
-if __name__ == "__main__":
-    main()

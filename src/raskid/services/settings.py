@@ -10,7 +10,8 @@ from raskid.model.ids import ORIGIN_BITS
 class HeadSettings(msgspec.Struct, frozen=True):
     """For the head of a system on this machine.
 
-    `directory` holds the unix sockets; `watch_input`: end when standard input closes (the script is gone).
+    `directory` holds the unix sockets; `watch_input`: end when standard input closes (the script is gone); `preload`
+    names modules that the script has and that runners would import first.
     """
 
     token: str
@@ -21,6 +22,7 @@ class HeadSettings(msgspec.Struct, frozen=True):
     cwd: str = ""
     lease_s: float = 60.0
     name: str = ""
+    preload: tuple[str, ...] = ()
 
 
 class HeadReady(msgspec.Struct, frozen=True):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +28,7 @@ def run(*args: str, code: int = 0, timeout: float = 30.0) -> subprocess.Complete
 
 
 def the_error(*args: str) -> str:
-    """The one line that a command which fails writes."""
+    """The one line that a failing command writes."""
     done = run(*args, code=1)
     assert not done.stdout
     (line,) = done.stderr.splitlines()
@@ -117,12 +119,9 @@ def test_errors_in_a_system(system: str) -> None:
 
 
 def test_what_a_killed_system_left_is_removed(system: str, runtime: Path) -> None:
-    import signal
-    import time
-
     pid = json.loads((runtime / "t" / "session").read_bytes())["pid"]
     os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
-    while json.loads(run("ps", "--json").stdout):
+    while (runtime / "t").exists():
+        assert run("ps", "--json").stdout == "[]\n"
         assert time.monotonic() < deadline
-    assert not (runtime / "t").exists()
