@@ -93,6 +93,12 @@ class Engine:
             self._sent_at = time.perf_counter()
             if self.loop is not None:
                 self._arm()
+            elif self._io_in_step:
+                # The background thread waits, and knows nothing of a deadline that has just been set.
+                deadline = self.driver.station.next_deadline()
+                until = self.driver.waits_until
+                if deadline is not None and (until is None or deadline < until):
+                    self.driver.wake()
 
     def release(self, task: TaskId) -> None:
         """A future is gone. Called by the garbage collector, at any moment: it may not take the lock."""

@@ -36,19 +36,21 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     As an argument of another task it stands for its value, which then travels from runner to runner.
     """
 
+    # Defaults stand here, not in __init__: most futures never set most of them, and many are made.
+    _state: str = PENDING
+    _result: Any = None
+    _exception: BaseException | None = None
+    #: A pickled value or error that nobody has looked at yet, and whether it is a value.
+    _raw: bytes | None = None
+    _raw_ok = True
+    _callbacks: list[Callable[[Any], Any]] | None = None
+    _lazy_condition: threading.Condition | None = None
+    _lazy_waiters: list[Any] | None = None
+
     def __init__(self, engine: Engine, task: TaskId = TaskId(0)) -> None:  # noqa: B008 - an int
         # The standard __init__ is left out on purpose: it makes a Condition.
         self._engine = engine
         self.task = task
-        self._state = PENDING
-        self._result: Any = None
-        self._exception: BaseException | None = None
-        #: A pickled value or error that nobody has looked at yet, and whether it is a value.
-        self._raw: bytes | None = None
-        self._raw_ok = True
-        self._callbacks: list[Callable[[Any], Any]] | None = None
-        self._lazy_condition: threading.Condition | None = None
-        self._lazy_waiters: list[Any] | None = None
 
     # What the standard library's wait() and as_completed() reach for.
 

@@ -591,7 +591,7 @@ class Session:
         """Write what was published and not sent yet, while the other ends take it."""
 
         def written() -> bool:
-            return not any(self.peer.backlog(peer) for peer in self.peer.peers() if self.peer.is_connected(peer))
+            return not self.peer.unsent()
 
         if self.engine.loop is None:
             self.engine.wait(written, timeout)

@@ -11,6 +11,9 @@ The link does not know how connections are made; `raskid.core.peer` does.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
 
 from raskid.model.errors import RemoteProtocolError
 from raskid.model.ids import PeerId
@@ -32,12 +35,17 @@ MESSAGE_BYTES_MAX = 1 << 30
 _OVERHEAD = 24
 
 
+#: How to find the bytes that a kind of bulk message carries; None for one that carries none.
+_CARRIED: dict[type, Callable[[Any], bytes] | None] = {
+    kind: next((attrgetter(name) for name in ("body", "value", "data") if name in kind.__struct_fields__), None)
+    for kind in BULK
+}
+
+
 def _weight(message: AnyMessage) -> int:
     """About how many bytes a bulk message takes on the wire."""
-    body: bytes | None = getattr(message, "body", None)
-    if body is None:
-        body = getattr(message, "value", None) or getattr(message, "data", None) or b""
-    return len(body) + _OVERHEAD
+    carried = _CARRIED[type(message)]
+    return _OVERHEAD if carried is None else len(carried(message)) + _OVERHEAD
 
 
 class Link:
@@ -75,7 +83,7 @@ class Link:
 
     def send(self, message: AnyMessage) -> None:
         """Queue a message."""
-        if type(message) in BULK:
+        if type(message) in _CARRIED:
             self.bulk.append(message)
             self.bulk_bytes += _weight(message)
         else:
@@ -153,6 +161,11 @@ class Link:
             or self._ack_frames >= ACK_FRAMES
             or self._ack_bytes >= ACK_BYTES
         )
+
+    @property
+    def waits(self) -> bool:
+        """Whether there are messages that have not been given out on a connection yet."""
+        return bool(self.control or self._resend or self.bulk or self._fragments)
 
     # ── connections ──
 

@@ -243,4 +243,4 @@ class Forget(Effect, frozen=True):
     reason: str
 
 
-_INSIDE = (Send, Forget, Connect, Disconnect, Feed, AcceptStream)
+_INSIDE = frozenset({Send, Forget, Connect, Disconnect, Feed, AcceptStream})

@@ -61,6 +61,8 @@ class Driver:
         self.counters = Counters()
         self.clock = time.monotonic
         self.poller = Poller()
+        #: Until when the latest step waits at most; None: until something comes.
+        self.waits_until: float | None = None
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._channels: dict[int, _Channel] = {}
         #: Connections that are over but for their last bytes, and until when those are worth waiting for.
@@ -296,6 +298,7 @@ class Driver:
             self.flush()
             deadline = self.station.next_deadline()
             wait_until = min((*self._leaving.values(), *(() if deadline is None else (deadline,))), default=None)
+            self.waits_until = wait_until
             self._steps += 1
         if wait_until is not None:
             left = max(0.0, wait_until - self.clock())
