@@ -142,7 +142,7 @@ def test_a_full_blocking_subscription_raises_at_the_limit(rk, other, monkeypatch
         got = [messages.get(5).value for _ in range(5)]
         assert got == list(range(5))
         rk.publish("full", "after")
-        while (message := messages.get(5)).value != "after":
+        while messages.get(5).value != "after":
             pass
         assert messages.dropped >= 1
 

@@ -57,12 +57,10 @@ def _clear_errors() -> Iterator[None]:
 
 def _attach(name: str) -> Session:
     """A session in a system that runs; never starts one."""
-    directory, file = local.read_session(name)
-    try:
-        os.kill(file.pid, 0)
-    except ProcessLookupError:
+    _, file = local.read_session(name)
+    if not _lives(file.pid):
         local.systems()  # removes what dead systems left
-        raise SessionClosed(f"the system {name!r} is gone: its head (pid {file.pid}) has ended") from None
+        raise SessionClosed(f"the system {name!r} is gone: its head (pid {file.pid}) has ended")
     return raskid.connect(f"local://{name}", timeout=ATTACH_S)
 
 

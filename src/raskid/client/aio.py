@@ -47,7 +47,7 @@ class AsyncSession:
         """The values of futures, in order."""
         return [await future for future in futures]
 
-    async def publish(self, topic: str, *args: Any, **fields: Any) -> None:
+    async def publish(self, topic: str, /, *args: Any, **fields: Any) -> None:
         """As `Session.publish`; while a blocking subscription is full, this coroutine waits."""
         import asyncio
 
@@ -76,7 +76,7 @@ class AsyncSession:
         """As `Session.serve`; the handler may be a coroutine, and runs in this event loop."""
         await self.session._begin_serving(name, handler)
 
-    async def request(self, name: str, *args: Any, timeout: float = 10.0, **fields: Any) -> Any:
+    async def request(self, name: str, /, *args: Any, timeout: float = 10.0, **fields: Any) -> Any:
         """As `Session.request`."""
         return await self.session.request_nowait(name, *args, timeout=timeout, **fields)
 

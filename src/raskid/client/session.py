@@ -289,7 +289,8 @@ class Session:
     def follow(self, name: str) -> None:
         """Follow a list, and wait for its first state."""
         self.engine.send(WatchList(name))
-        self.engine.wait(lambda: self._lists.replicas[name].version > 0, 10.0)
+        if not self.engine.wait(lambda: self._lists.replicas[name].ready, 10.0):
+            raise WaitTimeout(f"the hub did not send the list {name!r} within 10 s")
 
     def replica(self, name: str) -> Replica:
         """The replica of a list that is followed."""
@@ -297,7 +298,7 @@ class Session:
 
     # ── messages ──
 
-    def publish(self, topic: str, *args: Any, **fields: Any) -> None:
+    def publish(self, topic: str, /, *args: Any, **fields: Any) -> None:
         """Send a message to whoever reacts to `topic`; costs one look-up when nobody does.
 
         A single value that is a callable is called only if somebody reacts, and its result is the message. Values are
@@ -424,7 +425,7 @@ class Session:
         self.ask(DeleteRecord(self.request_id(), list_name(SERVICES, name), self.peer.identity.peer)).result(10.0)
         self.engine.send(Unserve(name))
 
-    def request(self, name: str, *args: Any, timeout: float = 10.0, **fields: Any) -> Any:
+    def request(self, name: str, /, *args: Any, timeout: float = 10.0, **fields: Any) -> Any:
         """Ask whoever serves `name`, and return the answer.
 
         Raises:
@@ -435,7 +436,7 @@ class Session:
         """
         return self.request_nowait(name, *args, timeout=timeout, **fields).result(timeout + 10)
 
-    def request_nowait(self, name: str, *args: Any, timeout: float = 10.0, **fields: Any) -> Future:
+    def request_nowait(self, name: str, /, *args: Any, timeout: float = 10.0, **fields: Any) -> Future:
         """As `request`, as a future; cancelling it tells the other side."""
         check_topic(name)
         engine = self.engine

@@ -21,6 +21,7 @@ from itertools import chain, islice
 from typing import Any
 
 from raskid.core.machine import Effect, Event, PeerGone, PeerJoined, Received, Send, Tick
+from raskid.core.messaging import Introduce
 from raskid.core.placement import MEAN_WEIGHT, WINDOW_START, choose_near, share_out, window_for
 from raskid.core.tasks import (
     CANCELLED,
@@ -293,6 +294,7 @@ class Manager:
                 self._on_raised(entry)
                 continue
             runner.outstanding -= 1
+            runner.finished += 1
             entry.state = FINISHED
             if entry.inputs:
                 self._give_back_inputs(entry)
@@ -325,6 +327,7 @@ class Manager:
         task = outcome.task
         entry = TaskEntry(task, None, outcome.client, outcome.attempt, FINISHED if outcome.ok else FAILED)
         entry.runner = runner
+        runner.finished += outcome.ok
         runner.tasks[task] = entry
         self._tasks[task] = entry
         # Nobody knows a task of a client without leases: it was given up, and the runner may forget it as well.
@@ -352,6 +355,8 @@ class Manager:
         runner = RunnerEntry(ref, node, message.host, message.pid, WINDOW_START)
         self._runners[ref.peer] = runner
         self._nodes.setdefault(node, {})[runner] = None
+        # What is sent from here on is meant for this incarnation, and may be sent before it connected to us.
+        self._effects.append(Introduce(ref))
         self._reindex(runner)
 
     def _on_runner_ended(self, node: PeerId, message: RunnerEnded) -> None:
@@ -503,7 +508,7 @@ class Manager:
                 "host": runner.host,
                 "pid": runner.pid,
                 "outstanding": runner.outstanding,
-                "finished": sum(entry.state is FINISHED for entry in runner.tasks.values()),
+                "finished": runner.finished,
                 "window": runner.window,
             }
             for runner in self._runners.values()

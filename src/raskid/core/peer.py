@@ -271,10 +271,6 @@ class Peer:
         remote = self._remotes.get(peer)
         return remote is not None and remote.connection is not None
 
-    def unsent(self) -> bool:
-        """Whether messages wait here for a peer that has not all of them yet."""
-        return any(r.link is not None and r.link.waits for r in self._remotes.values())
-
     def role_of(self, peer: PeerId) -> str:
         """The role that a peer has proved to us; our own where we proved ours to it."""
         remote = self._remotes.get(peer)

@@ -145,6 +145,8 @@ class Station:
         """Perform effects of a machine that was asked directly; return what remains."""
         out: list[Effect] = []
         self._perform(effects, out, now)
+        if self.relay is not None and self.relay.connections:
+            self._pump(out, now)
         return out
 
     def _perform(self, effects: list[Effect], out: list[Effect], now: float) -> None:

@@ -207,19 +207,17 @@ class Submitter:
             if not self._released:
                 self._release_at = now + RELEASE_S
             self._released += event.tasks
-            if self._direct_values:
-                for task in event.tasks:
-                    self._direct_values.pop(task, None)
             if len(self._released) < RELEASE_BATCH:
                 return []
-            return self._release()
+            return self._release(now)
         if kind is CancelValues:
             return self._on_cancel(event)
         if kind is PeerGone:
-            if self._lease is not None and event.peer == self._lease.ref.peer:
+            lease = self._lease
+            if lease is not None and event.peer == lease.ref.peer and event.incarnation >= lease.ref.incarnation:
                 return self._end_lease(event.reason)
         elif kind is Tick:
-            effects = self._release() if self._released and now >= self._release_at else []
+            effects = self._release(now) if self._released and now >= self._release_at else []
             lease = self._lease
             if lease is not None and not lease.direct and now - lease.used_at >= LEASE_IDLE_S:
                 self._lease, self._sequential = None, 0
@@ -227,11 +225,24 @@ class Submitter:
             return effects
         return []
 
-    def _release(self) -> list[Effect]:
-        if not self._released:
-            return []
+    def _release(self, now: float) -> list[Effect]:
         tasks, self._released = self._released, []
-        return [*self.flush(), Send(self.manager, ReleaseTasks(tasks))]
+        direct = self._lease.direct if self._lease is not None else {}
+        if direct or self._held:
+            # What is held back needs its inputs; what is out with the lease is not known to the manager yet.
+            needed = {name for spec in self._held for name in spec.inputs}
+            needed.update(spec.task for spec in self._held)
+            self._released = [task for task in tasks if task in needed or task in direct]
+            if self._released:
+                tasks = [task for task in tasks if task not in needed and task not in direct]
+                self._release_at = now + RELEASE_S
+        if self._direct_values:
+            for task in tasks:
+                self._direct_values.pop(task, None)
+        effects = self.flush()
+        if tasks:
+            effects.append(Send(self.manager, ReleaseTasks(tasks)))
+        return effects
 
     def _on_cancel(self, event: CancelValues) -> list[Effect]:
         effects = self.flush()
@@ -244,9 +255,14 @@ class Submitter:
             for task in held:
                 self.out.discard(task)
                 effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
-        if self._lease is not None and any(task in self._lease.direct for task in tasks):
-            effects.append(Send(self._lease.ref.peer, CancelTasks(tasks)))
-        return [*effects, Send(self.manager, CancelTasks(tasks))]
+            # What needs them, held back as well, fails when the manager does not know them.
+            effects += [*self._release_held(), *self.flush()]
+        # The manager hears only of its own: it would wait for ever for what a runner left out for us.
+        direct = [task for task in tasks if self._lease is not None and task in self._lease.direct]
+        if direct and self._lease is not None:
+            effects.append(Send(self._lease.ref.peer, CancelTasks(direct)))
+        rest = [task for task in tasks if task not in held and task not in direct]
+        return [*effects, Send(self.manager, CancelTasks(rest))] if rest else effects
 
     def _on_message(self, message: Message, now: float) -> list[Effect]:
         if type(message) is TaskValue:
@@ -273,7 +289,7 @@ class Submitter:
                     if self._lease is not None:
                         self._lease.direct.pop(task, None)
                     effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
-            return effects
+            return [*effects, *self._release_held(), *self.flush()] if self._held else effects
         if type(message) is ValuesAt:
             asks: list[Effect] = [
                 Send(message.keeper.peer, AskValue(task, self.own)) for task in message.tasks if task in self.out

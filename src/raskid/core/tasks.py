@@ -126,6 +126,7 @@ class RunnerEntry:
         "alive",
         "cancels",
         "codes",
+        "finished",
         "host",
         "index",
         "keeper",
@@ -156,6 +157,8 @@ class RunnerEntry:
         self.alive = True
         #: Tasks PLACED here.
         self.outstanding = 0
+        #: Tasks that got their value here, ever.
+        self.finished = 0
         self.window = window
         #: Exponential mean of the tasks' durations, negative before the first.
         self.mean_s = -1.0

@@ -497,5 +497,5 @@ AnyMessage = (
 #: Messages that carry a user's bytes, and those that must stay behind them: they follow control messages, in pieces,
 #: and never hold them up.
 BULK: frozenset[type[Message]] = frozenset(
-    {Deliver, Delivered, Call, Answer, CancelCall, StreamData, CloseStream, TaskValue}
+    {Goodbye, Deliver, Delivered, Call, Answer, CancelCall, StreamData, CloseStream, TaskValue}
 )

@@ -19,19 +19,28 @@ from typing import Any
 import msgspec
 
 from raskid.core.hub import Hub
-from raskid.core.machine import Effect, PeerJoined, Received
+from raskid.core.machine import Effect, Event, PeerGone, PeerJoined, Received
 from raskid.core.manager import Manager
 from raskid.core.node import AddRunner, Node, OutcomesRead, RunnerExited, RunnerGivenUp, StartRunner
 from raskid.core.peer import Identity, Peer
 from raskid.core.relay import RelayHub
-from raskid.core.station import Station
+from raskid.core.station import Forget, Station, Told
 from raskid.io.driver import Driver
 from raskid.io.forkserver import Exited, ForkServer, ServerLost
 from raskid.io.outbox import Outbox
 from raskid.io.transports import listen
 from raskid.model.ids import IdSource, PeerId
 from raskid.model.version import VERSION
-from raskid.protocol.messages import KIND_HEAD, KIND_NODE, AskStatus, EndSystem, Message, Status, TasksFinished
+from raskid.protocol.messages import (
+    KIND_CLIENT,
+    KIND_HEAD,
+    KIND_NODE,
+    AskStatus,
+    EndSystem,
+    Message,
+    Status,
+    TasksFinished,
+)
 from raskid.services.boot import answer
 from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, new_origin
 
@@ -40,16 +49,26 @@ from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, ne
 OUTBOX_S = 0.02
 
 
+class ProcessEnded(Event, frozen=True):
+    """Command: the process of a client on this machine has ended, and all that it wrote was read."""
+
+    peer: PeerId
+    incarnation: int
+
+
 class _Front:
     """Messages that concern the process itself: the bell of an outbox, the system's end, its status."""
 
     handles: frozenset[type[Message]] = frozenset({EndSystem, TasksFinished, AskStatus})
+    commands: frozenset[type[Event]] = frozenset({ProcessEnded})
 
     def __init__(self, head: HeadProcess, manager: Manager) -> None:
         self.head = head
         self.manager = manager
 
     def handle(self, event: Any, now: float) -> list[Effect]:
+        if type(event) is ProcessEnded:
+            return [Forget(event.peer, event.incarnation, "its process ended")]
         if type(event) is not Received:
             return []
         message = event.message
@@ -95,6 +114,9 @@ class HeadProcess:
         self._outboxes: dict[PeerId, tuple[int, Outbox]] = {}
         self._server: ForkServer | None = server
         self._restarts = 0
+        #: Clients on this machine by the descriptor that tells of their process's end; those that have ended.
+        self._clients: dict[PeerId, int] = {}
+        self._ended: dict[PeerId, int] = {}
 
     # ── runners ──
 
@@ -120,6 +142,46 @@ class HeadProcess:
             self._start_runner(effect)
         elif isinstance(effect, RunnerGivenUp):
             print(f"raskid: {effect.runner} ends again and again ({effect.reason}); given up", file=sys.stderr)
+        elif isinstance(effect, Told):
+            event = effect.event
+            if isinstance(event, PeerJoined) and event.kind == KIND_CLIENT:
+                self._watch_client(event)
+            elif isinstance(event, PeerGone):
+                self._ended.pop(event.peer, None)
+                self._unwatch_client(event.peer)
+
+    # ── clients ──
+
+    def _watch_client(self, event: PeerJoined) -> None:
+        """Learn of the end of a client's process at once, where the system can tell; else its lease has to end."""
+        self._unwatch_client(event.peer)
+        if event.host != socket.gethostname() or event.pid <= 0 or not hasattr(os, "pidfd_open"):
+            return
+        try:
+            fd = os.pidfd_open(event.pid)
+        except OSError:
+            # Not a process that can be seen from here.
+            return
+
+        def ended(events: int) -> None:
+            self._unwatch_client(event.peer)
+            self._ended[event.peer] = event.incarnation
+
+        self._clients[event.peer] = fd
+        self.driver.watch(fd, ended)
+
+    def _unwatch_client(self, peer: PeerId) -> None:
+        fd = self._clients.pop(peer, None)
+        if fd is not None:
+            self.driver.unwatch(fd)
+            os.close(fd)
+
+    def forget_ended(self) -> None:
+        """Tell the machines of clients whose process ended, once what they had written is read."""
+        for peer, incarnation in list(self._ended.items()):
+            if not self.station.peer.is_connected(peer):
+                self._ended.pop(peer, None)
+                self.driver.handle(ProcessEnded(peer, incarnation))
 
     def _start_runner(self, effect: StartRunner) -> None:
         assert self._server is not None
@@ -193,6 +255,8 @@ class HeadProcess:
         while not self.ending:
             busy = self.manager.watching
             driver.step(OUTBOX_S if busy else None)
+            if self._ended:
+                self.forget_ended()
             if self.bells:
                 self.read_outboxes()
                 driver.flush()

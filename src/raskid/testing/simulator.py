@@ -83,6 +83,8 @@ class Node:
         self.offset = offset
         self.alive = True
         self.suspended = False
+        #: Running a task: what arrives meanwhile is looked at afterwards.
+        self.busy = False
         self.held: deque[tuple[str, Callable[[], None]]] = deque()
         self.ends: dict[int, tuple[Wire, int]] = {}
         self.tick_at: float | None = None
@@ -96,10 +98,8 @@ class Node:
         self.invoked: list[Invoke] = []
         self.told: list[Any] = []
         self.unhandled: list[Unhandled] = []
-        head = name == HEAD
-        identity = Identity(
-            name, incarnation, origin, KIND_HEAD if head else KIND_CLIENT, TOKEN, addresses=(SCHEME + name,)
-        )
+        identity = Identity(name, incarnation, origin, self.kind, TOKEN, addresses=(SCHEME + name,))
+        head = self.kind == KIND_HEAD
         peer = Peer(identity, "" if head else HEAD, world.lease_s)
         self.lists = Lists(HEAD)
         self.messaging = Messaging(self.lists)
@@ -110,11 +110,23 @@ class Node:
         relay: RelayEnd | None = None
         if head:
             self.hub, self.relay_hub = Hub(), RelayHub()
-            machines += [self.hub, self.relay_hub, Manager(name)]
+            machines += [self.hub, self.relay_hub]
         else:
             relay = RelayEnd(HEAD, self.ids)
             peer.introduce(PeerRef(HEAD, 0, (SCHEME + HEAD,)), self.clock)
-        self.station = Station(peer, machines, relay)
+        self.station = Station(peer, [*machines, *self.more_machines()], relay)
+
+    @property
+    def kind(self) -> str:
+        """What this process is to others."""
+        return KIND_HEAD if self.name == HEAD else KIND_CLIENT
+
+    def more_machines(self) -> list[Any]:
+        """Machines besides those that every node has."""
+        return [Manager(self.name)] if self.name == HEAD else []
+
+    def after_event(self) -> None:
+        """Called when the station has met an event and its effects are performed."""
 
     def __repr__(self) -> str:
         return f"{self.name}/{self.incarnation}"
@@ -254,8 +266,12 @@ class World:
 
     def _add(self, name: PeerId, incarnation: int) -> Node:
         self._origin += 1
-        node = self.nodes[name] = Node(self, name, incarnation, self._origin, self.random.uniform(0, 1000))
+        node = self.nodes[name] = self.new_node(name, incarnation, self._origin, self.random.uniform(0, 1000))
         return node
+
+    def new_node(self, name: PeerId, incarnation: int, origin: int, offset: float) -> Node:
+        """Make a node; worlds with other kinds of nodes make these."""
+        return Node(self, name, incarnation, origin, offset)
 
     # ── Time ──
 
@@ -286,7 +302,7 @@ class World:
         if node is not None:
             if not node.alive:
                 return
-            if node.suspended:
+            if node.suspended or node.busy:
                 node.held.append((label, act))
                 return
         self.step += 1
@@ -328,6 +344,7 @@ class World:
         node.station.check_invariants()
         self._pump(node)
         self._plan_tick(node)
+        node.after_event()
 
     def _plan_tick(self, node: Node) -> None:
         deadline = node.station.next_deadline()
@@ -433,7 +450,7 @@ class World:
             if wire.cut or not wire.open[1 - side]:
                 return
             self.handle(receiver, BytesReceived(wire.numbers[1 - side], piece))
-            if sender.alive and not sender.suspended:
+            if sender.alive and not sender.suspended and not sender.busy:
                 self._pump(sender)
 
         return arrive
@@ -526,12 +543,17 @@ class World:
 
         def resume() -> None:
             node.suspended = False
-            while node.held and not node.suspended:
-                label, act = node.held.popleft()
-                self.deliver(node, label, act)
-            self._pump(node)
+            self.release_held(node)
 
         self.later(seconds, None, f"resume {node}", resume)
+
+    def release_held(self, node: Node) -> None:
+        """Let happen what waited for a suspended or busy node."""
+        while node.held and node.alive and not node.suspended and not node.busy:
+            label, act = node.held.popleft()
+            self.deliver(node, label, act)
+        if node.alive and not node.suspended and not node.busy:
+            self._pump(node)
 
     def jump(self, name: str, seconds: float) -> None:
         """A node's clock goes forward."""

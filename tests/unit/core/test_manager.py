@@ -4,6 +4,7 @@ import pytest
 
 from raskid.core.machine import Effect, PeerGone, PeerJoined, Received, Send, Tick
 from raskid.core.manager import Manager
+from raskid.core.messaging import Introduce
 from raskid.core.tasks import FINISHED, PLACED, READY, TaskEntry, move
 from raskid.model.errors import InvalidTransition
 from raskid.model.ids import CodeId, PeerId, RequestId, TaskId
@@ -59,7 +60,7 @@ class Bench:
     def event(self, event: Any) -> list[Effect]:
         effects = self.manager.handle(event, self.now)
         self.manager.check_invariants()
-        return effects
+        return [effect for effect in effects if not isinstance(effect, Introduce)]
 
     def get(self, peer: str, message: Any) -> list[Effect]:
         return self.event(Received(PeerId(peer), message))

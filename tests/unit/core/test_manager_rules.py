@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from raskid.core.machine import PeerGone, PeerJoined, Received, Send, Tick
 from raskid.core.manager import Manager
+from raskid.core.messaging import Introduce
 from raskid.model.ids import CodeId, PeerId, RequestId, TaskId
 from raskid.protocol.messages import (
     CancelTasks,
@@ -71,6 +72,8 @@ class World(RuleBasedStateMachine):
         effects = self.manager.handle(event, self.now)
         self.manager.check_invariants()
         for effect in effects:
+            if isinstance(effect, Introduce):
+                continue
             assert isinstance(effect, Send)
             self.deliver(effect.peer, effect.message)
 

@@ -1,0 +1,431 @@
+"""Simulated systems that run tasks: hosts with runners and their outboxes, and clients that submit.
+
+A host is the head itself or a process of its own; its runners are processes that take virtual time for each task and
+look at nothing meanwhile. What a runner recorded lies in its outbox, which outlives it. The functions are a tiny
+language, `Work`, so that what a task must give is known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from raskid.core.lists import WatchList
+from raskid.core.machine import Effect, PeerGone, PeerJoined, Received, Send
+from raskid.core.manager import Manager
+from raskid.core.node import AddRunner, OutcomesRead, RunnerExited, RunnerGivenUp, StartRunner
+from raskid.core.node import Node as NodeMachine
+from raskid.core.runner import Record, Runner, Stop, TaskDone, node_of
+from raskid.core.station import Told
+from raskid.core.submitter import CancelValues, ReleaseValues, Submitter, TaskEnded, TaskResolved
+from raskid.model.ids import CodeId, PeerId, TaskId
+from raskid.protocol.messages import (
+    KIND_CLIENT,
+    KIND_HEAD,
+    KIND_NODE,
+    KIND_RUNNER,
+    Code,
+    Message,
+    PeerRef,
+    Placement,
+    TasksFinished,
+    TaskSpec,
+)
+from raskid.testing.simulator import HEAD, PRESENCE, SCHEME, Node, World
+
+CODE = Code(CodeId("work"), b"work")
+OUTBOX_S = 0.02
+
+
+class Work(msgspec.Struct, frozen=True, array_like=True):
+    """What a task does: give the sum of its inputs and `constant`, after `seconds`; raise up to attempt `raises`."""
+
+    constant: int
+    inputs: tuple[int, ...] = ()
+    seconds: float = 0.01
+    raises: int = 0
+
+
+class Bell:
+    """Takes reports of nodes to the manager, and empty reports, the bells of outboxes, to the host."""
+
+    handles: frozenset[type[Message]] = frozenset({TasksFinished})
+
+    def __init__(self, host: Host, manager: Manager | None) -> None:
+        self.host = host
+        self.manager = manager
+
+    def handle(self, event: Any, now: float) -> list[Effect]:
+        """Take in an event."""
+        if type(event) is not Received:
+            return []
+        if event.message.outcomes:
+            assert self.manager is not None
+            return self.manager.handle(event, now)
+        self.host.bells.append(event.peer)
+        return []
+
+    def next_deadline(self) -> float | None:
+        """Never."""
+        return None
+
+    def check_invariants(self) -> None:
+        """There are none."""
+
+
+class Host(Node):
+    """The head, or a node apart from it: starts runners and reads their outboxes."""
+
+    world: TaskWorld
+    manager: Manager | None
+    machine: NodeMachine
+
+    @property
+    def kind(self) -> str:
+        """The head, or a node."""
+        return KIND_HEAD if self.name == HEAD else KIND_NODE
+
+    def more_machines(self) -> list[Any]:
+        """The manager on the head, and the node."""
+        self.bells: list[PeerId] = []
+        self.outboxes: dict[PeerId, tuple[int, list[Record]]] = {}
+        self.given_up: list[RunnerGivenUp] = []
+        self.manager = Manager(self.name) if self.name == HEAD else None
+        self.machine = NodeMachine(self.name, HEAD)
+        return [*([self.manager] if self.manager is not None else []), self.machine, Bell(self, self.manager)]
+
+    def on_effect(self, effect: Any) -> None:
+        """Start runners."""
+        if type(effect) is StartRunner:
+            box: list[Record] = []
+            self.outboxes[effect.runner] = (effect.incarnation, box)
+            delay = self.world.random.uniform(0.05, 0.3)
+            self.world.later(delay, self, f"start {effect.runner}", lambda: self.world.start_runner(self, effect, box))
+        elif type(effect) is RunnerGivenUp:
+            self.given_up.append(effect)
+        else:
+            super().on_effect(effect)
+            if type(effect) is Told and isinstance(effect.event, PeerGone) and effect.event.peer == HEAD:
+                self.world.later(0.0, None, f"{self} ends, for the head is gone", self.end)
+
+    def end(self) -> None:
+        """End without the head."""
+        if self.alive:
+            self.world.crash(self.name)
+
+    def after_event(self) -> None:
+        """Read the outboxes of those that rang."""
+        while self.bells:
+            self.read(self.bells.pop())
+
+    def read(self, runner: PeerId) -> None:
+        """Read an outbox."""
+        _, box = self.outboxes.get(runner, (0, []))
+        if box:
+            entries = [(r.task, r.attempt, r.ok, r.seconds, r.client.encode(), r.value) for r in box]
+            box.clear()
+            self.world.handle(self, OutcomesRead(runner, entries))  # type: ignore[arg-type]
+
+    def exited(self, runner: PeerId, incarnation: int) -> None:
+        """A runner's process has ended."""
+        if self.outboxes[runner][0] == incarnation:
+            self.read(runner)
+            self.world.handle(self, RunnerExited(runner, incarnation, "crashed"))
+
+
+class Worker(Node):
+    """A runner's process."""
+
+    world: TaskWorld
+    machine: Runner
+    outbox: list[Record]
+
+    @property
+    def kind(self) -> str:
+        """A runner."""
+        return KIND_RUNNER
+
+    def more_machines(self) -> list[Any]:
+        """The runner."""
+        self.rung = 0
+        self.stopping = False
+        self.machine = Runner(PeerRef(self.name, self.incarnation, (SCHEME + self.name,)))
+        return [self.machine]
+
+    @property
+    def host(self) -> PeerId:
+        """The node that started it."""
+        return node_of(self.name)
+
+    def on_effect(self, effect: Any) -> None:
+        """Write outcomes down; end when told to."""
+        if type(effect) is Record:
+            self.outbox.append(effect)
+            self.rung += effect.urgent
+            host = self.world.nodes[self.host]
+            self.world.later(OUTBOX_S, host, f"read {self.name}", lambda: host.read(self.name))  # type: ignore[attr-defined]
+        elif type(effect) is Stop:
+            self.stopping = True
+        else:
+            super().on_effect(effect)
+            if type(effect) is Told and isinstance(effect.event, PeerGone) and effect.event.peer == self.host:
+                self.stopping = True
+
+    def ring(self) -> None:
+        """Tell the node that there is something in the outbox."""
+        if self.rung:
+            self.rung = 0
+            effects = self.station.perform([Send(self.host, TasksFinished([]))], self.clock)
+            self.world.perform(self, effects)
+
+    def after_event(self) -> None:
+        """Run the next task, if there is one."""
+        if self.busy or not self.alive:
+            return
+        if self.stopping:
+            self.world.crash(self.name)
+            return
+        placement = self.machine.next_task()
+        if placement is None:
+            self.ring()
+            return
+        if self.world.random.random() < 0.5:
+            # Otherwise the next task starts before the look at the connections that writes the bell.
+            self.busy = True
+            self.ring()
+        self.busy = True
+        self.world.runs.append((self.name, self.incarnation, placement))
+        seconds = msgspec.msgpack.decode(placement.spec.arguments, type=Work).seconds
+        self.world.later(seconds, None, f"{self} ends task {placement.spec.task}", lambda: self.finish(placement))
+
+    def finish(self, placement: Placement) -> None:
+        """The task's time is over."""
+        if not self.alive:
+            return
+        if self.suspended:
+            self.world.later(0.01, None, f"{self} is suspended", lambda: self.finish(placement))
+            return
+        ok, value = self.execute(placement)
+        seconds = msgspec.msgpack.decode(placement.spec.arguments, type=Work).seconds
+        # Half the time look at the connections before the next task, as after one that took long.
+        look = self.busy = self.world.random.random() < 0.5
+        self.world.handle(self, TaskDone(ok, value, seconds))
+        if look:
+            self.ring()
+            self.busy = False
+        self.world.release_held(self)
+        self.after_event()
+
+    def execute(self, placement: Placement) -> tuple[bool, bytes]:
+        """What the task gives."""
+        spec = placement.spec
+        failed = self.machine.failed_input(placement)
+        if failed is not None:
+            return False, failed.data
+        work = msgspec.msgpack.decode(spec.arguments, type=Work)
+        if placement.attempt <= work.raises:
+            return False, b"raised"
+        inline = dict(spec.inline)
+        total = work.constant
+        for name in work.inputs:
+            data = inline.get(TaskId(name))
+            total += msgspec.msgpack.decode(self.machine.value(TaskId(name)).data if data is None else data, type=int)
+        return True, msgspec.msgpack.encode(total)
+
+
+class Client(Node):
+    """A client that submits tasks; knows what each must give."""
+
+    world: TaskWorld
+    submitter: Submitter
+
+    @property
+    def kind(self) -> str:
+        """A client."""
+        return KIND_CLIENT
+
+    def more_machines(self) -> list[Any]:
+        """The submitter."""
+        own = PeerRef(self.name, self.incarnation, (SCHEME + self.name,))
+        self.submitter = Submitter(own, HEAD, self.ids)
+        self.submitter.codes[CODE.code] = CODE
+        #: For each task the right value, None where it must fail.
+        self.right: dict[TaskId, int | None] = {}
+        self.results: dict[TaskId, list[TaskResolved | TaskEnded]] = {}
+        return [self.submitter]
+
+    def submit(
+        self, constant: int, inputs: Iterable[TaskId] = (), seconds: float = 0.01, raises: int = 0, retries: int = 0
+    ) -> TaskId:
+        """Submit a task; it is sent soon."""
+        names = tuple(inputs)
+        task = TaskId(self.ids.take())
+        parts = [self.right[name] for name in names]
+        bad = raises > retries or any(part is None for part in parts)
+        self.right[task] = None if bad else constant + sum(part for part in parts if part is not None)
+        self.results[task] = []
+        work = msgspec.msgpack.encode(Work(constant, names, seconds, raises))
+        spec = TaskSpec(task, CODE.code, work, tuple(dict.fromkeys(names)), 0, retries)
+        effects = self.submitter.submit(spec, self.clock)
+        self.world.perform(self, self.station.perform(effects, self.clock))
+        if self.world.random.random() < 0.3:
+            self.flush()
+        else:
+            self.world.later(self.world.random.uniform(0, 0.005), self, "flush", self.flush)
+        return task
+
+    def flush(self) -> None:
+        """Send what collected."""
+        self.world.perform(self, self.station.perform(self.submitter.flush(), self.clock))
+
+    def release(self, tasks: Iterable[TaskId]) -> None:
+        """Nobody wants these any more."""
+        self.do(ReleaseValues(list(tasks)))
+
+    def cancel(self, tasks: Iterable[TaskId]) -> None:
+        """Do not start these."""
+        self.do(CancelValues(list(tasks)))
+
+    def on_effect(self, effect: Any) -> None:
+        """Note outcomes."""
+        if type(effect) is TaskResolved or type(effect) is TaskEnded:
+            self.results[effect.task].append(effect)
+            self.world.check(len(self.results[effect.task]) == 1, f"{self}: {self.results[effect.task]}")
+        else:
+            super().on_effect(effect)
+
+    def done(self, tasks: Iterable[TaskId] | None = None) -> bool:
+        """Whether all tasks (or these) have an outcome."""
+        return all(self.results[task] for task in (self.results if tasks is None else tasks))
+
+    def check_right(self, tasks: Iterable[TaskId] | None = None) -> None:
+        """Every task (or these) has its right value, or its error."""
+        for task in self.results if tasks is None else tasks:
+            (result,) = self.results[task]
+            right = self.right[task]
+            if right is None:
+                failed = result.code == "InputFailed" if isinstance(result, TaskEnded) else not result.ok
+                self.world.check(failed, f"task {task} must fail: {result}")
+            else:
+                good = isinstance(result, TaskResolved) and result.ok and result.value == msgspec.msgpack.encode(right)
+                self.world.check(good, f"task {task} must give {right}: {result}")
+
+
+class TaskWorld(World):
+    """A world with hosts, runners and clients that submit."""
+
+    def __init__(self, seed: int, lease_s: float = 600.0, delay_s: float = 0.02) -> None:
+        super().__init__(seed, lease_s, delay_s)
+        #: Every start of a task: the runner, its incarnation, the placement.
+        self.runs: list[tuple[PeerId, int, Placement]] = []
+        self._hosts: set[PeerId] = {HEAD}
+
+    def new_node(self, name: PeerId, incarnation: int, origin: int, offset: float) -> Node:
+        """A host, a runner or a client, by its name."""
+        kind = Host if name in self._hosts else Worker if "/" in name else Client
+        return kind(self, name, incarnation, origin, offset)
+
+    def add_system(self, runners: int = 2, nodes: int = 0, clients: str = "a") -> list[Client]:
+        """A head with runners, nodes with as many, and clients; they know one another when this returns."""
+        head = self.add_host(HEAD, runners)
+        identity = head.station.peer.identity
+        # The node on the head is the head; the manager hears of it as of any other.
+        head.do(PeerJoined(HEAD, 1, KIND_NODE, identity.role, identity.addresses))
+        for number in range(nodes):
+            self.add_host(f"n{number}", runners)
+        found = [self.add_submitter(name) for name in clients]
+        manager = self.manager
+        self.run_until(lambda: len(manager._runners) == runners * (nodes + 1), what="all runners are there")
+        return found
+
+    def add_host(self, name: str, runners: int = 2) -> Host:
+        """A node with runners; the one on the head is named like it."""
+        self._hosts.add(PeerId(name))
+        host = self._add(PeerId(name), 1)
+        assert isinstance(host, Host)
+        for _ in range(runners):
+            host.do(AddRunner())
+        return host
+
+    def add_submitter(self, name: str) -> Client:
+        """A client."""
+        client = self._add(PeerId(name), 1)
+        assert isinstance(client, Client)
+        client.do(WatchList(PRESENCE))
+        return client
+
+    @property
+    def manager(self) -> Manager:
+        """The head's manager."""
+        head = self.nodes[HEAD]
+        assert isinstance(head, Host) and head.manager is not None
+        return head.manager
+
+    def hosts(self) -> list[Host]:
+        """Living hosts."""
+        return [node for node in self.nodes.values() if isinstance(node, Host) and node.alive]
+
+    def workers(self) -> list[Worker]:
+        """Living runners."""
+        return [node for node in self.nodes.values() if isinstance(node, Worker) and node.alive]
+
+    def start_runner(self, host: Host, effect: StartRunner, outbox: list[Record]) -> None:
+        """A runner's process begins."""
+        self._origin += 1
+        old = self.nodes.get(effect.runner)
+        assert old is None or not old.alive, f"{effect.runner} runs already"
+        worker = Worker(self, effect.runner, effect.incarnation, self._origin, self.random.uniform(0, 1000))
+        self.nodes[effect.runner] = worker
+        worker.outbox = outbox
+        worker.station.peer.introduce(PeerRef(host.name, 0, (SCHEME + host.name,)), worker.clock)
+        worker.rung = 1
+        worker.ring()
+
+    def crash(self, name: str) -> None:
+        """A process ends; a runner's node hears of it, and a host's runners end with it, at once or later."""
+        node = self.nodes[PeerId(name)]
+        if not node.alive:
+            return
+        super().crash(name)
+        if isinstance(node, Worker):
+            host = self.nodes[node.host]
+            delay = self.random.uniform(0, 0.05)
+            self.later(delay, host, f"{node} has ended", lambda: host.exited(node.name, node.incarnation))  # type: ignore[attr-defined]
+        elif isinstance(node, Host):
+            for worker in self.workers():
+                if worker.host == node.name:
+                    delay = self.random.choice((0.0, 0.5, self.lease_s))
+                    self.later(delay, None, f"{worker} ends with its node", lambda w=worker: self._end_with(w))  # type: ignore[misc]
+
+    def _end_with(self, worker: Worker) -> None:
+        if worker.alive:
+            self.crash(worker.name)
+
+    def check_empty(self, limit_s: float = 60.0) -> None:
+        """Nothing is left of any task: the property after everything was released."""
+        end = self.now + limit_s
+        while self.left() and self.now < end:
+            self.run(0.1)
+        self.check(not self.left(), f"left over: {self.left()}")
+
+    def left(self) -> list[str]:
+        """What is left of tasks, in words."""
+        manager = self.manager
+        found = [entry.story() for entry in manager._tasks.values()]
+        found += [f"early {task}" for task in manager._early]
+        for host in self.hosts():
+            found += [f"{host} keeps task {task}" for task in host.machine.values]
+            found += [f"{host} has {len(askers)} askers of {task}" for task, askers in host.machine._askers.items()]
+        for worker in self.workers():
+            machine = worker.machine
+            for what in ("_tasks", "values", "inputs", "_users", "_asks", "_askers"):
+                found += [f"{worker} has {task} in {what}" for task in getattr(machine, what)]
+        for node in self.nodes.values():
+            if isinstance(node, Client) and node.alive:
+                submitter = node.submitter
+                found += [f"{node} waits for {task}" for task in submitter.out]
+                found += [f"{node} has direct value {task}" for task in submitter._direct_values]
+                found += [f"{node} holds {spec.task}" for spec in submitter._held]
+        return found

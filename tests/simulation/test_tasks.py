@@ -1,0 +1,256 @@
+"""The guarantees of tasks, over many simulated systems with faults. ``RASKID_SEEDS=100`` runs 100 times as many."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from raskid.core.submitter import TaskEnded, TaskResolved
+from raskid.model.ids import TaskId
+from raskid.testing.simulator import HEAD
+from raskid.testing.tasks import Client, TaskWorld
+
+FACTOR = int(os.environ.get("RASKID_SEEDS", "1"))
+
+
+def seeds(count: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("seed", range(count * FACTOR))
+
+
+def finish(world: TaskWorld, *clients: Client) -> None:
+    """Every task ends with what it must give; after everything is released, nothing is left."""
+    world.heal()
+    for client in clients:
+        world.run_until(client.done, 300.0, f"{client} has all of its {len(client.results)} values")
+        client.check_right()
+        client.release(client.results)
+    world.check_empty()
+
+
+def submit_some(world: TaskWorld, client: Client, count: int) -> None:
+    """Tasks that need up to three of those before, at random moments."""
+    for _ in range(count):
+        known = list(client.right)[-12:]
+        inputs = world.random.sample(known, min(len(known), world.random.choice((0, 0, 1, 2, 3))))
+        client.submit(world.random.randrange(100), inputs, world.random.choice((0.001, 0.01, 0.3)))
+        world.run(world.random.choice((0.0, 0.0, 0.05, 0.2)))
+
+
+def crash_some_runner(world: TaskWorld, busy: bool | None = None) -> None:
+    found = [worker for worker in world.workers() if busy is None or worker.busy == busy]
+    if found:
+        world.crash(world.random.choice(found).name)
+
+
+@seeds(10)
+def test_right_values_without_faults(seed: int) -> None:
+    """Every task gets its right value, and nothing is left after its release."""
+    world = TaskWorld(seed)
+    clients = world.add_system(runners=2, nodes=seed % 3, clients="ab")
+    for _ in range(4):
+        for client in clients:
+            submit_some(world, client, 10)
+    finish(world, *clients)
+    world.check(len(world.runs) == 80, f"{len(world.runs)} runs of 80 tasks")
+
+
+@seeds(10)
+def test_shapes(seed: int) -> None:
+    """Chains, trees and fan-outs have the right values, although runners crash while they run or are idle."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=3, nodes=seed % 2)
+    chain = a.submit(1)
+    for _ in range(25):
+        chain = a.submit(1, [chain])
+    row = [a.submit(number) for number in range(16)]
+    while len(row) > 1:
+        row = [a.submit(0, row[at : at + 2]) for at in range(0, len(row), 2)]
+    fan = [a.submit(number, [row[0], chain]) for number in range(10)]
+    a.submit(0, fan)
+    for _ in range(3):
+        world.run(world.random.uniform(0, 0.3))
+        crash_some_runner(world, busy=world.random.random() < 0.7)
+    finish(world, a)
+
+
+@seeds(14)
+def test_right_values_with_faults(seed: int) -> None:
+    """Connections, partitions, suspended and crashed runners, clocks that jump: every value is right all the same."""
+    world = TaskWorld(seed)
+    clients = world.add_system(runners=2, nodes=1 + seed % 2, clients="ab")
+    for _ in range(15):
+        for client in clients:
+            if not client.suspended:
+                submit_some(world, client, 3)
+        chance = world.random.random()
+        if chance < 0.3:
+            world.random_fault([name for name, node in world.nodes.items() if node.alive and name != HEAD], 3.0)
+        elif chance < 0.5:
+            crash_some_runner(world)
+        elif chance < 0.6:
+            world.suspend(world.random.choice(world.workers()).name, 2.0)
+    finish(world, *clients)
+
+
+@seeds(10)
+def test_lost_nodes(seed: int) -> None:
+    """Values that were lost with a node are made again when something needs them."""
+    world = TaskWorld(seed, lease_s=60.0)
+    (a,) = world.add_system(runners=2, nodes=2)
+    submit_some(world, a, 20)
+    world.run(world.random.uniform(0, 2.0))
+    world.crash(world.random.choice(("n0", "n1")))
+    submit_some(world, a, 10)
+    if seed % 2:
+        world.run_until(a.done, 300.0, "the first tasks are done")
+        submit_some(world, a, 10)
+    finish(world, a)
+
+
+@seeds(6)
+def test_ten_attempts(seed: int) -> None:
+    """A task is lost for good only when its runners died ten times; then it says so, and so does what needs it."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2)
+    deadly = a.submit(1, seconds=50.0)
+    after = a.submit(1, [deadly])
+    fine = a.submit(1, seconds=0.01)
+    for death in range(1, 11):
+        world.run_until(lambda: any(worker.busy for worker in world.workers()), what="it runs")
+        world.run(3.0)
+        world.check(not a.results[deadly], f"lost after {death - 1} deaths")
+        for worker in world.workers():
+            if worker.busy:
+                world.crash(worker.name)
+    world.run_until(a.done, what="all have an outcome")
+    (lost,), (failed,) = a.results[deadly], a.results[after]
+    world.check(isinstance(lost, TaskEnded) and lost.code == "TaskLost", f"{lost}")
+    world.check(isinstance(failed, TaskEnded) and failed.code == "InputFailed", f"{failed}")
+    a.check_right([fine])
+    a.release([deadly, after, fine])
+    world.check_empty()
+
+
+@seeds(10)
+def test_errors_and_retries(seed: int) -> None:
+    """A task that raises is tried again as often as it may be; its error is the error of what needs it."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    for _ in range(12):
+        known = list(a.right)[-6:]
+        inputs = world.random.sample(known, min(len(known), world.random.randrange(3)))
+        raises = world.random.choice((0, 0, 0, 1, 2))
+        a.submit(1, inputs, world.random.choice((0.001, 0.1)), raises, retries=world.random.randrange(3))
+        world.run(world.random.choice((0.0, 0.1)))
+        # Attempts are counted together: with crashes, fewer of them are left for errors.
+    finish(world, a)
+
+
+@seeds(12)
+def test_cancelled_tasks_have_one_outcome(seed: int) -> None:
+    """A cancelled task gets its value or says that it was cancelled, once; what needs it fails with it."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    if seed % 3 == 0:
+        lease(world, a)
+    cancelled: set[TaskId] = set()
+    for _ in range(10):
+        submit_some(world, a, 5)
+        some = world.random.sample(list(a.right), 3)
+        a.cancel(some)
+        cancelled.update(some)
+        if world.random.random() < 0.2:
+            crash_some_runner(world)
+    world.run_until(a.done, 300.0, "every task has an outcome")
+    for task, results in a.results.items():
+        if isinstance(results[0], TaskResolved):
+            a.check_right([task])
+        else:
+            world.check(results[0].code in ("TaskCancelled", "InputFailed"), f"{results}")
+            world.check(results[0].code != "TaskCancelled" or task in cancelled, f"{task} was not cancelled: {results}")
+    a.release(a.results)
+    world.check_empty()
+
+
+@seeds(10)
+def test_lost_clients_leave_nothing(seed: int) -> None:
+    """Of a client that crashed nothing is left after its lease, and others are not disturbed."""
+    world = TaskWorld(seed, lease_s=20.0)
+    a, b = world.add_system(runners=2, nodes=seed % 2, clients="ab")
+    if seed % 2:
+        lease(world, b)
+    submit_some(world, a, 10)
+    for _ in range(10):
+        b.submit(1, list(b.right)[-2:], world.random.choice((0.001, 0.3, 3.0)))
+    submit_some(world, b, 10)
+    world.run(world.random.uniform(0, 1.0))
+    world.crash("b")
+    submit_some(world, a, 10)
+    if seed % 3 == 0:
+        crash_some_runner(world)
+    finish(world, a)
+
+
+def lease(world: TaskWorld, client: Client) -> None:
+    """One task after the other, until the client has a lease."""
+    for _ in range(20):
+        task = client.submit(1, seconds=0.0005)
+        world.run_until(lambda task=task: client.done([task]), what="a task ends")  # type: ignore[misc]
+        if client.submitter._lease is not None:
+            return
+    world.fail("no lease")
+
+
+@seeds(14)
+def test_direct_dispatch(seed: int) -> None:
+    """Tasks that go straight to a runner get their right values, also when it is lost, and as inputs of others."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    if seed % 3 == 0:
+        for runner in world.workers():
+            if "n0" in runner.name:
+                world.apart.add(frozenset(("a", runner.name)))
+    for _ in range(4):
+        lease(world, a)
+        for _ in range(8):
+            first = a.submit(world.random.randrange(9), seconds=world.random.choice((0.0005, 0.01, 0.3)))
+            if world.random.random() < 0.5:
+                then = a.submit(1, [first, *list(a.right)[-4:-1]][: world.random.randrange(1, 4)])
+                if world.random.random() < 0.3:
+                    a.submit(1, [then])
+            if world.random.random() < 0.3:
+                world.run_until(a.done, what="all so far are done")
+            else:
+                world.run(world.random.uniform(0, 0.1))
+            if world.random.random() < 0.1:
+                crash_some_runner(world)
+            elif world.random.random() < 0.1:
+                world.random_fault([w.name for w in world.workers()], 1.0)
+        world.run_until(a.done, what="all so far are done")
+        world.run(world.random.choice((0.0, 3.0)))
+    finish(world, a)
+
+
+@seeds(10)
+def test_releases_at_any_moment(seed: int) -> None:
+    """A value released as soon as its dependants are submitted reaches these all the same, and nothing is left."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    if seed % 2:
+        lease(world, a)
+    kept: list[TaskId] = list(a.right)
+    for _ in range(40):
+        inputs = world.random.sample(kept, min(len(kept), world.random.randrange(3)))
+        kept.append(a.submit(1, inputs, world.random.choice((0.0005, 0.1))))
+        if len(kept) > 3:
+            gone = world.random.sample(kept, 2)
+            a.release(gone)
+            kept = [task for task in kept if task not in gone]
+        world.run(world.random.choice((0.0, 0.0, 0.02, 0.3)))
+        if world.random.random() < 0.05:
+            crash_some_runner(world)
+    world.run_until(lambda: a.done(kept), what="the tasks that are still wanted are done")
+    a.check_right(kept)
+    a.release(kept)
+    world.check_empty()
