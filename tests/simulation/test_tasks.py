@@ -226,7 +226,7 @@ def test_direct_dispatch(seed: int) -> None:
             if world.random.random() < 0.1:
                 crash_some_runner(world)
             elif world.random.random() < 0.1:
-                world.random_fault([w.name for w in world.workers()], 1.0)
+                world.random_fault(["a", *(worker.name for worker in world.workers())], 1.0)
         world.run_until(a.done, what="all so far are done")
         world.run(world.random.choice((0.0, 3.0)))
     finish(world, a)

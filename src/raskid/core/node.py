@@ -32,6 +32,8 @@ from raskid.protocol.messages import (
 QUICK_END_S = 2.0
 QUICK_ENDS_MAX = 5
 RESTART_S = 0.1
+#: Who asked for a value that is not here is remembered for about so long; askers ask again much sooner.
+ASKERS_S = 10.0
 
 
 class AddRunner(Event, frozen=True):
@@ -90,6 +92,9 @@ class Node:
         self.runners: dict[PeerId, _RunnerState] = {}
         self.values: dict[TaskId, Value] = {}
         self._askers: dict[TaskId, list[PeerId]] = {}
+        #: When each of these was last asked for, and when the old ones are dropped: the value may never come here.
+        self._asked_at: dict[TaskId, float] = {}
+        self._sweep_at: float | None = None
         self._added = 0
 
     def handle(self, event: Any, now: float) -> list[Effect]:
@@ -98,7 +103,7 @@ class Node:
         if kind is OutcomesRead:
             return self._on_outcomes(event)
         if kind is Received:
-            return self._on_message(event.peer, event.message)
+            return self._on_message(event.message, now)
         if kind is AddRunner:
             runner = PeerId(f"{self.own}/{self._added}")
             self._added += 1
@@ -132,17 +137,19 @@ class Node:
                 continue
             values[name] = Value(ok, value)
             if self._askers and name in self._askers:
+                del self._asked_at[name]
                 for asker in self._askers.pop(name):
                     effects.append(Send(asker, TaskValue(name, attempt, ok, value)))
         if outcomes:
             effects.append(Send(self.manager, TasksFinished(outcomes)))
         return effects
 
-    def _on_message(self, peer: PeerId, message: Message) -> list[Effect]:
+    def _on_message(self, message: Message, now: float) -> list[Effect]:
         if type(message) is DropValues:
             for task in message.tasks:
                 self.values.pop(task, None)
                 self._askers.pop(task, None)
+                self._asked_at.pop(task, None)
         elif type(message) is AskValue:
             value = self.values.get(message.task)
             if value is not None:
@@ -151,6 +158,9 @@ class Node:
                     Send(message.asker.peer, TaskValue(message.task, 0, value.ok, value.data)),
                 ]
             askers = self._askers.setdefault(message.task, [])
+            self._asked_at[message.task] = now
+            if self._sweep_at is None:
+                self._sweep_at = now + ASKERS_S
             if message.asker.peer not in askers:
                 askers.append(message.asker.peer)
             return [Introduce(message.asker)]
@@ -183,6 +193,10 @@ class Node:
             if state.restart_at is not None and state.restart_at <= now:
                 state.restart_at, state.started_at = None, now
                 effects.append(StartRunner(runner, state.incarnation))
+        if self._sweep_at is not None and now >= self._sweep_at:
+            for task in [task for task, at in self._asked_at.items() if at + ASKERS_S <= now]:
+                del self._askers[task], self._asked_at[task]
+            self._sweep_at = now + ASKERS_S if self._askers else None
         return effects
 
     def stop_runners(self, reason: str) -> list[Effect]:
@@ -190,11 +204,16 @@ class Node:
         return [Send(runner, StopRunner(reason)) for runner, state in self.runners.items() if state.ref]
 
     def next_deadline(self) -> float | None:
-        """When a runner is to be started again."""
-        return min((s.restart_at for s in self.runners.values() if s.restart_at is not None), default=None)
+        """When a runner is to be started again, or old askers are dropped."""
+        times = [state.restart_at for state in self.runners.values() if state.restart_at is not None]
+        if self._sweep_at is not None:
+            times.append(self._sweep_at)
+        return min(times, default=None)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
         for runner, state in self.runners.items():
             assert runner.startswith(self.own) and state.incarnation >= 1
         assert not set(self._askers) & set(self.values)
+        assert set(self._askers) == set(self._asked_at)
+        assert not self._askers or self._sweep_at is not None

@@ -271,6 +271,14 @@ class Peer:
         remote = self._remotes.get(peer)
         return remote is not None and remote.connection is not None
 
+    def unsent(self) -> list[PeerId]:
+        """Peers for which messages wait that no connection has taken yet."""
+        return [
+            peer
+            for peer, remote in self._remotes.items()
+            if remote.link is not None and (remote.link.control or remote.link.bulk_bytes)
+        ]
+
     def role_of(self, peer: PeerId) -> str:
         """The role that a peer has proved to us; our own where we proved ours to it."""
         remote = self._remotes.get(peer)

@@ -31,6 +31,8 @@ from raskid.protocol.messages import (
 #: A keeper that has not answered by then may be busy: its node is asked instead, at growing intervals.
 ASK_NODE_S = 0.005
 ASK_AGAIN_S_MAX = 2.0
+#: Who asked for a task that is not here (any more, or yet) is remembered for about so long; its node is asked as well.
+ASKERS_S = 10.0
 
 
 class TaskDone(Event, frozen=True):
@@ -115,6 +117,9 @@ class Runner:
         #: Those of `_asks` whose keeper is another process, so that their answer may have to be asked for again.
         self._remote: dict[TaskId, _Ask] = {}
         self._askers: dict[TaskId, list[PeerId]] = {}
+        #: Those that were asked for and not here at the last look; when to look again.
+        self._astray: set[TaskId] = set()
+        self._sweep_at: float | None = None
 
     def next_task(self) -> Placement | None:
         """The task to run now; it is running from here on, until `TaskDone`."""
@@ -156,7 +161,7 @@ class Runner:
         if type(message) is TaskValue:
             return self._on_value(message)
         if type(message) is AskValue:
-            return self._on_ask(message)
+            return self._on_ask(message, now)
         if type(message) is DropValues:
             for task in message.tasks:
                 self.values.pop(task, None)
@@ -232,7 +237,7 @@ class Runner:
                 if not task.missing:
                     self.ready.append(waiting)
 
-    def _on_ask(self, message: AskValue) -> list[Effect]:
+    def _on_ask(self, message: AskValue, now: float) -> list[Effect]:
         value = self.values.get(message.task)
         effects: list[Effect] = [Introduce(message.asker)]
         if value is not None:
@@ -241,7 +246,17 @@ class Runner:
             askers = self._askers.setdefault(message.task, [])
             if message.asker.peer not in askers:
                 askers.append(message.asker.peer)
+            if self._sweep_at is None:
+                self._sweep_at = now + ASKERS_S
         return effects
+
+    def _sweep(self, now: float) -> None:
+        """Drop askers of tasks that were not here at the last look either: they run elsewhere, or not at all."""
+        absent = {task for task in self._askers if task not in self._tasks}
+        for task in absent & self._astray:
+            del self._askers[task]
+        self._astray = absent - self._astray
+        self._sweep_at = now + ASKERS_S if self._askers else None
 
     def _on_done(self, event: TaskDone) -> list[Effect]:
         placement = self.running
@@ -296,6 +311,8 @@ class Runner:
 
     def _ask_again(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
+        if self._sweep_at is not None and now >= self._sweep_at:
+            self._sweep(now)
         for name, ask in self._remote.items():
             if ask.at > now:
                 continue
@@ -306,8 +323,11 @@ class Runner:
         return effects
 
     def next_deadline(self) -> float | None:
-        """When a keeper's node is to be asked."""
-        return min((ask.at for ask in self._remote.values()), default=None) if self._remote else None
+        """When a keeper's node is to be asked, or old askers are dropped."""
+        if not self._remote:
+            return self._sweep_at
+        at = min(ask.at for ask in self._remote.values())
+        return at if self._sweep_at is None else min(at, self._sweep_at)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
