@@ -30,6 +30,7 @@ from raskid.core.relay import RelayEnd
 from raskid.core.station import Station, Told
 from raskid.core.submitter import CancelValues, ReleaseValues, Submitter, TaskEnded, TaskResolved
 from raskid.io.driver import Driver
+from raskid.io.processes import ProcessWatch
 from raskid.io.transports import listen
 from raskid.model import errors
 from raskid.model.errors import (
@@ -106,6 +107,7 @@ class Session:
         self._relay = relay
         station = Station(self.peer, [self._lists, self._messaging, self._calls, self._submitter], relay)
         self.driver = Driver(station, self._apply)
+        self._processes = ProcessWatch(self.driver)
         self._listener = listen(addresses[0]) if addresses else None
         if self._listener is not None:
             self.driver.listen(self._listener)
@@ -246,6 +248,10 @@ class Session:
 
     def _on_told(self, effect: Told) -> None:
         event = effect.event
+        if isinstance(event, PeerJoined):
+            self._processes.joined(event)
+        elif isinstance(event, PeerGone):
+            self._processes.gone(event)
         if isinstance(event, PeerJoined) and event.kind == "head" and not self._head_joined:
             self._head_joined = True
             self.head = event.peer
@@ -582,6 +588,7 @@ class Session:
                 self.peer.goodbye("closed")
             engine.flush()
         self._fail(SessionClosed("this session was closed"))
+        self._processes.close()
         engine.close()
         if self._listener is not None:
             self._listener.close()

@@ -162,11 +162,6 @@ class Link:
             or self._ack_bytes >= ACK_BYTES
         )
 
-    @property
-    def waits(self) -> bool:
-        """Whether there are messages that have not been given out on a connection yet."""
-        return bool(self.control or self._resend or self.bulk or self._fragments)
-
     # ── connections ──
 
     def is_outdated(self, other_received: int) -> bool:

@@ -442,7 +442,12 @@ class Manager:
             if known.incarnation != event.incarnation:
                 return
             del self._peers[peer]
-        # A runner that is gone as a peer is not ended yet: its node reports its last outcomes first.
+        # A runner that is gone as a peer is not ended yet: its node reports its last outcomes first. But nothing may
+        # be sent any more, for it would reach the next incarnation.
+        runner = self._runners.get(peer)
+        if runner is not None and runner.ref.incarnation == event.incarnation:
+            runner.gone = True
+            self._reindex(runner)
         runners = self._nodes.pop(peer, None)
         self._drop_releases(peer)
         if runners:
@@ -484,7 +489,7 @@ class Manager:
     # ── Leases and status ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _on_request_lease(self, client: PeerId, message: RequestLease) -> None:
-        free = [runner for runner in self._runners.values() if client not in runner.leases]
+        free = [runner for runner in self._runners.values() if client not in runner.leases and not runner.gone]
         if not free:
             count = len(self._runners)
             text = f"{client} has a lease on each of {count} runners" if count else "there is no runner to lease"
@@ -549,7 +554,8 @@ class Manager:
         move(entry, READY)
         entry.missing = 0
         self._ready += 1
-        (self._placing if entry.inputs else self._front).append(entry)
+        # What runs again for others goes even to a runner without room: tasks that wait for it may fill all of them.
+        (self._placing if entry.inputs or entry.unfinished else self._front).append(entry)
 
     def _unplace(self, entry: TaskEntry) -> None:
         """Take a task from the runner that computes or keeps it: WAITING if it was PLACED, RELEASED if FINISHED."""
@@ -796,7 +802,8 @@ class Manager:
 
     def _place_again(self) -> None:
         for entry in self._resend.values():
-            if entry.state is PLACED and entry.runner is not None:
+            # A cancelled one would begin anew on a runner that has left it out by then.
+            if entry.state is PLACED and entry.runner is not None and not entry.cancelled:
                 self._add_placement(entry, entry.runner)
         self._resend.clear()
 
@@ -835,8 +842,11 @@ class Manager:
         if not runner.alive:
             return
         outstanding = runner.outstanding
-        if not outstanding:
-            index: dict[PeerId, RunnerEntry] | None = self._idle
+        index: dict[PeerId, RunnerEntry] | None
+        if runner.gone:
+            index = None
+        elif not outstanding:
+            index = self._idle
         elif outstanding <= runner.window >> 1:
             index = self._roomy
         else:
@@ -876,6 +886,10 @@ class Manager:
     def _flush_runners(self) -> None:
         effects = self._effects
         for runner in self._touched:
+            if runner.gone:
+                # What was placed there is placed again when its node reports its end.
+                runner.cancels, runner.placements, runner.new_codes, runner.new_peers = [], [], [], []
+                continue
             if runner.cancels:
                 effects.append(Send(runner.peer, CancelTasks(runner.cancels)))
                 runner.cancels = []
@@ -895,7 +909,7 @@ class Manager:
             if not tasks:
                 continue
             nodes.setdefault(runner.node, []).extend(tasks)
-            if runner.alive:
+            if runner.alive and not runner.gone:
                 self._effects.append(Send(runner.peer, DropValues(tasks)))
             runner.releases = []
         for node, tasks in nodes.items():

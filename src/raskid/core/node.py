@@ -28,9 +28,11 @@ from raskid.protocol.messages import (
     TaskValue,
 )
 
-#: A runner that ends this soon after its start, this often in a row, is not started again.
+#: A runner that ends this soon after its start twice in a row is started again after a pause only.
 QUICK_END_S = 2.0
-QUICK_ENDS_MAX = 5
+#: A runner that ends before it has joined, this often in a row, is not started again: it cannot start. One that joins
+#: and then ends is the victim of its tasks, which have a limit of their own.
+FAILED_STARTS_MAX = 5
 RESTART_S = 0.1
 #: Who asked for a value that is not here is remembered for about so long; askers ask again much sooner.
 ASKERS_S = 10.0
@@ -63,20 +65,21 @@ class StartRunner(Effect, frozen=True):
 
 
 class RunnerGivenUp(Effect, frozen=True):
-    """A runner ended too soon too often."""
+    """A runner ended before it had joined, too often."""
 
     runner: PeerId
     reason: str
 
 
 class _RunnerState:
-    __slots__ = ("incarnation", "quick_ends", "ref", "restart_at", "started_at")
+    __slots__ = ("failed_starts", "incarnation", "quick_ends", "ref", "restart_at", "started_at")
 
     def __init__(self, now: float) -> None:
         self.incarnation = 1
         self.started_at = now
         self.ref: PeerRef | None = None
         self.quick_ends = 0
+        self.failed_starts = 0
         self.restart_at: float | None = None
 
 
@@ -172,12 +175,13 @@ class Node:
             return []
         quick = now - state.started_at < QUICK_END_S
         state.quick_ends = state.quick_ends + 1 if quick else 0
+        state.failed_starts = 0 if state.ref is not None else state.failed_starts + 1
         effects: list[Effect] = [
             Forget(event.runner, event.incarnation, event.reason),
             Send(self.manager, RunnerEnded(event.runner, event.incarnation, event.reason)),
         ]
         state.ref = None
-        if state.quick_ends >= QUICK_ENDS_MAX:
+        if state.failed_starts >= FAILED_STARTS_MAX:
             del self.runners[event.runner]
             return [*effects, RunnerGivenUp(event.runner, event.reason)]
         state.incarnation += 1

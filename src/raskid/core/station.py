@@ -59,6 +59,14 @@ _EXECUTE: frozenset[type[Message]] = frozenset(
 _PEER_EVENTS = (BytesReceived, ConnectionOpened, ConnectionClosed)
 
 
+class PeerEnded(Event, frozen=True):
+    """Command: the process of a peer is known to have ended."""
+
+    peer: PeerId
+    incarnation: int
+    reason: str
+
+
 class Unhandled(Effect, frozen=True):
     """A message that nobody here handles, or that its sender's role does not allow; it was left out."""
 
@@ -109,6 +117,8 @@ class Station:
             self._on_peer_event(event, out, now)
             for machine in self.machines:
                 self._perform(machine.handle(event, now), out, now)
+        elif kind is PeerEnded:
+            self._perform([Forget(event.peer, event.incarnation, event.reason)], out, now)
         else:
             self._broadcast(event, out, now)
         if self.relay is not None and self.relay.connections:

@@ -104,6 +104,8 @@ class Submitter:
         self._direct_values: dict[TaskId, TaskResolved] = {}
         #: Dependants of tasks that are out with the lease, and whatever was submitted behind them with inputs.
         self._held: list[TaskSpec] = []
+        #: Tasks that ended without the manager's ever knowing of them, until they are released.
+        self._unknown: set[TaskId] = set()
         self._lease: _Lease | None = None
         self._lease_asked = False
         self._sequential = 0
@@ -152,6 +154,7 @@ class Submitter:
                 self.out.discard(spec.task)
                 resolved = TaskResolved(spec.task, False, value.value)
                 known[spec.task] = resolved
+                self._unknown.add(spec.task)
                 return [resolved]
             inline.append((name, value.value))
         if inline:
@@ -240,6 +243,12 @@ class Submitter:
             for task in tasks:
                 self._direct_values.pop(task, None)
         effects = self.flush()
+        # Their values may be lost on the way here, and nobody would send them again.
+        self.out.difference_update(tasks)
+        if self._unknown:
+            unknown = self._unknown.intersection(tasks)
+            self._unknown -= unknown
+            tasks = [task for task in tasks if task not in unknown]
         if tasks:
             effects.append(Send(self.manager, ReleaseTasks(tasks)))
         return effects
@@ -254,6 +263,7 @@ class Submitter:
             self._held = [spec for spec in self._held if spec.task not in held]
             for task in held:
                 self.out.discard(task)
+                self._unknown.add(task)
                 effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
             # What needs them, held back as well, fails when the manager does not know them.
             effects += [*self._release_held(), *self.flush()]
@@ -286,8 +296,8 @@ class Submitter:
             for task in message.tasks:
                 if task in self.out:
                     self.out.discard(task)
-                    if self._lease is not None:
-                        self._lease.direct.pop(task, None)
+                    if self._lease is not None and self._lease.direct.pop(task, None) is not None:
+                        self._unknown.add(task)
                     effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
             return [*effects, *self._release_held(), *self.flush()] if self._held else effects
         if type(message) is ValuesAt:

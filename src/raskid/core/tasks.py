@@ -127,6 +127,7 @@ class RunnerEntry:
         "cancels",
         "codes",
         "finished",
+        "gone",
         "host",
         "index",
         "keeper",
@@ -155,6 +156,8 @@ class RunnerEntry:
         self.host = host
         self.pid = pid
         self.alive = True
+        #: Our link to it is over, and its node has not reported its end yet.
+        self.gone = False
         #: Tasks PLACED here.
         self.outstanding = 0
         #: Tasks that got their value here, ever.

@@ -14,20 +14,21 @@ import signal
 import socket
 import sys
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from raskid.core.hub import Hub
-from raskid.core.machine import Effect, Event, PeerGone, PeerJoined, Received
+from raskid.core.machine import Effect, PeerGone, PeerJoined, Received
 from raskid.core.manager import Manager
 from raskid.core.node import AddRunner, Node, OutcomesRead, RunnerExited, RunnerGivenUp, StartRunner
 from raskid.core.peer import Identity, Peer
 from raskid.core.relay import RelayHub
-from raskid.core.station import Forget, Station, Told
+from raskid.core.station import Station, Told
 from raskid.io.driver import Driver
 from raskid.io.forkserver import Exited, ForkServer, ServerLost
 from raskid.io.outbox import Outbox
+from raskid.io.processes import ProcessWatch
 from raskid.io.transports import listen
 from raskid.model.ids import IdSource, PeerId
 from raskid.model.version import VERSION
@@ -44,31 +45,27 @@ from raskid.protocol.messages import (
 from raskid.services.boot import answer
 from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, new_origin
 
+if TYPE_CHECKING:
+    from raskid.testing.recording import Recorder
+
 #: How often outboxes are read although nobody rang, while tasks are out: a runner rings late only when a long task
 #: follows a short one.
 OUTBOX_S = 0.02
-
-
-class ProcessEnded(Event, frozen=True):
-    """Command: the process of a client on this machine has ended, and all that it wrote was read."""
-
-    peer: PeerId
-    incarnation: int
+SERVER_RESTARTS_MAX = 3
+#: The environment variable that names a file into which the head records what its machines do.
+RECORD_VARIABLE = "RASKID_RECORD"
 
 
 class _Front:
     """Messages that concern the process itself: the bell of an outbox, the system's end, its status."""
 
     handles: frozenset[type[Message]] = frozenset({EndSystem, TasksFinished, AskStatus})
-    commands: frozenset[type[Event]] = frozenset({ProcessEnded})
 
     def __init__(self, head: HeadProcess, manager: Manager) -> None:
         self.head = head
         self.manager = manager
 
     def handle(self, event: Any, now: float) -> list[Effect]:
-        if type(event) is ProcessEnded:
-            return [Forget(event.peer, event.incarnation, "its process ended")]
         if type(event) is not Received:
             return []
         message = event.message
@@ -90,6 +87,13 @@ class _Front:
         return
 
 
+def assemble(identity: Identity, lease_s: float, process: Any) -> tuple[Station, Manager, Node]:
+    """The machines of a head. Of `process` they use what `_Front` does."""
+    node, manager = Node(identity.peer, identity.peer), Manager(identity.peer)
+    machines = [Hub(), RelayHub(), manager, node, _Front(process, manager)]
+    return Station(Peer(identity, lease_s=lease_s), machines), manager, node
+
+
 class HeadProcess:
     """The head's station, its runners' processes and outboxes."""
 
@@ -104,19 +108,21 @@ class HeadProcess:
             self.peer, 1, self.ids.origin, KIND_HEAD, settings.token, addresses=(self.address,),
             host=socket.gethostname(), pid=os.getpid(), python=platform.python_version(), raskid=VERSION,
         )  # fmt: skip
-        self.node = Node(self.peer, self.peer)
-        self.manager = Manager(self.peer)
-        machines = [Hub(), RelayHub(), self.manager, self.node, _Front(self, self.manager)]
-        self.station = Station(Peer(identity, lease_s=settings.lease_s), machines)
+        self.station, self.manager, self.node = assemble(identity, settings.lease_s, self)
+        self.recorder: Recorder | None = None
+        if os.environ.get(RECORD_VARIABLE):
+            from raskid.testing.recording import Recorder
+
+            about = {"identity": identity, "lease_s": settings.lease_s}
+            self.recorder = Recorder(os.environ[RECORD_VARIABLE], self.station, about)
         self.driver = Driver(self.station, self._apply)
         self.listener = listen(self.address)
         self.driver.listen(self.listener)
         self._outboxes: dict[PeerId, tuple[int, Outbox]] = {}
         self._server: ForkServer | None = server
         self._restarts = 0
-        #: Clients on this machine by the descriptor that tells of their process's end; those that have ended.
-        self._clients: dict[PeerId, int] = {}
-        self._ended: dict[PeerId, int] = {}
+        #: Runners are the fork server's; of clients the system tells.
+        self._processes = ProcessWatch(self.driver)
 
     # ── runners ──
 
@@ -142,46 +148,14 @@ class HeadProcess:
             self._start_runner(effect)
         elif isinstance(effect, RunnerGivenUp):
             print(f"raskid: {effect.runner} ends again and again ({effect.reason}); given up", file=sys.stderr)
+            if not self.node.runners:
+                self.ending = f"no runner can be started: {effect.reason}"
         elif isinstance(effect, Told):
             event = effect.event
             if isinstance(event, PeerJoined) and event.kind == KIND_CLIENT:
-                self._watch_client(event)
+                self._processes.joined(event)
             elif isinstance(event, PeerGone):
-                self._ended.pop(event.peer, None)
-                self._unwatch_client(event.peer)
-
-    # ── clients ──
-
-    def _watch_client(self, event: PeerJoined) -> None:
-        """Learn of the end of a client's process at once, where the system can tell; else its lease has to end."""
-        self._unwatch_client(event.peer)
-        if event.host != socket.gethostname() or event.pid <= 0 or not hasattr(os, "pidfd_open"):
-            return
-        try:
-            fd = os.pidfd_open(event.pid)
-        except OSError:
-            # Not a process that can be seen from here.
-            return
-
-        def ended(events: int) -> None:
-            self._unwatch_client(event.peer)
-            self._ended[event.peer] = event.incarnation
-
-        self._clients[event.peer] = fd
-        self.driver.watch(fd, ended)
-
-    def _unwatch_client(self, peer: PeerId) -> None:
-        fd = self._clients.pop(peer, None)
-        if fd is not None:
-            self.driver.unwatch(fd)
-            os.close(fd)
-
-    def forget_ended(self) -> None:
-        """Tell the machines of clients whose process ended, once what they had written is read."""
-        for peer, incarnation in list(self._ended.items()):
-            if not self.station.peer.is_connected(peer):
-                self._ended.pop(peer, None)
-                self.driver.handle(ProcessEnded(peer, incarnation))
+                self._processes.gone(event)
 
     def _start_runner(self, effect: StartRunner) -> None:
         assert self._server is not None
@@ -202,21 +176,24 @@ class HeadProcess:
         server = self._server
         if server is None:
             return
-        for event in server.receive():
+        happened = server.receive()
+        for event in happened:
+            # First of all: runners that ended with their server are started again by the next one.
+            if isinstance(event, ServerLost):
+                self.driver.unwatch(server.fileno())
+                server.close()
+                self._restarts += 1
+                if self._restarts > SERVER_RESTARTS_MAX or self.ending:
+                    self.ending = self.ending or f"the fork server ended again and again: {event.text}"
+                    return
+                self._start_server()
+        for event in happened:
             if isinstance(event, Exited):
                 self._read(event.runner)
                 with contextlib.suppress(OSError):
                     os.unlink(f"{self.settings.directory}/{event.runner.rpartition('/')[2]}.{event.incarnation}")
-                if self.ending:
-                    continue
-                self.driver.handle(RunnerExited(event.runner, event.incarnation, event.reason))
-            elif isinstance(event, ServerLost):
-                self.driver.unwatch(server.fileno())
-                self._restarts += 1
-                if self._restarts > 3 or self.ending:
-                    self.ending = self.ending or f"the fork server ended again and again: {event.text}"
-                    return
-                self._start_server()
+                if not self.ending:
+                    self.driver.handle(RunnerExited(event.runner, event.incarnation, event.reason))
 
     def _read(self, runner: PeerId) -> None:
         found = self._outboxes.get(runner)
@@ -245,6 +222,8 @@ class HeadProcess:
         facts["runner_counters"] = {
             runner: Counters.from_list(outbox.counters()).as_dict() for runner, (_, outbox) in self._outboxes.items()
         }
+        if self.recorder is not None:
+            self.recorder.facts(facts)
         return msgspec.structs.replace(effect, message=Status(message.request, facts))
 
     # ── life ──
@@ -255,8 +234,6 @@ class HeadProcess:
         while not self.ending:
             busy = self.manager.watching
             driver.step(OUTBOX_S if busy else None)
-            if self._ended:
-                self.forget_ended()
             if self.bells:
                 self.read_outboxes()
                 driver.flush()
@@ -270,7 +247,10 @@ class HeadProcess:
         if self._server is not None:
             self.driver.unwatch(self._server.fileno())
             self._server.close()
+        if self.recorder is not None:
+            self.recorder.close()
         self.station.peer.goodbye(self.ending)
+        self._processes.close()
         self.driver.close()
         self.listener.close()
         shutil.rmtree(self.settings.directory, ignore_errors=True)

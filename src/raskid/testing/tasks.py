@@ -61,6 +61,7 @@ class Bell:
         """Take in an event."""
         if type(event) is not Received:
             return []
+        assert isinstance(event.message, TasksFinished)
         if event.message.outcomes:
             assert self.manager is not None
             return self.manager.handle(event, now)
@@ -403,7 +404,7 @@ class TaskWorld(World):
         if worker.alive:
             self.crash(worker.name)
 
-    def check_empty(self, limit_s: float = 60.0) -> None:
+    def check_empty(self, limit_s: float = 100.0) -> None:
         """Nothing is left of any task: the property after everything was released."""
         end = self.now + limit_s
         while self.left() and self.now < end:

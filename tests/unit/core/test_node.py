@@ -1,0 +1,121 @@
+from raskid.core.machine import PeerJoined, Received, Send, Tick
+from raskid.core.messaging import Introduce
+from raskid.core.node import (
+    ASKERS_S,
+    FAILED_STARTS_MAX,
+    QUICK_END_S,
+    RESTART_S,
+    AddRunner,
+    Node,
+    OutcomesRead,
+    RunnerExited,
+    RunnerGivenUp,
+    StartRunner,
+)
+from raskid.core.station import Forget
+from raskid.model.ids import PeerId, TaskId
+from raskid.protocol.messages import (
+    KIND_RUNNER,
+    ROLE_EXECUTE,
+    AskValue,
+    DropValues,
+    PeerRef,
+    RunnerEnded,
+    RunnerStarted,
+    StopRunner,
+    TaskOutcome,
+    TasksFinished,
+    TaskValue,
+)
+
+RUNNER = PeerId("n/0")
+MANAGER = PeerId("m")
+ASKER = PeerRef(PeerId("c"), 1, ("there",))
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.node = Node(PeerId("n"), MANAGER)
+        self.now = 0.0
+        assert self.event(AddRunner()) == [StartRunner(RUNNER, 1)]
+
+    def event(self, event: object) -> list[object]:
+        effects = self.node.handle(event, self.now)
+        self.node.check_invariants()
+        return list(effects)
+
+    def get(self, message: object) -> list[object]:
+        return self.event(Received(PeerId("c"), message))  # type: ignore[arg-type]
+
+    def join(self, incarnation: int = 1) -> list[object]:
+        return self.event(PeerJoined(RUNNER, incarnation, KIND_RUNNER, ROLE_EXECUTE, ("r",), "host", 7))
+
+    def exit(self, incarnation: int) -> list[object]:
+        return self.event(RunnerExited(RUNNER, incarnation, "killed"))
+
+
+def test_runner_is_reported_when_it_joined() -> None:
+    bench = Bench()
+    started = RunnerStarted(PeerRef(RUNNER, 1, ("r",)), 7, "host")
+    assert bench.join() == [Send(MANAGER, started)]
+    assert bench.join(2) == []
+    assert bench.node.stop_runners("enough") == [Send(RUNNER, StopRunner("enough"))]
+
+
+def test_ended_runner_is_started_again() -> None:
+    bench = Bench()
+    bench.join()
+    bench.now = QUICK_END_S
+    assert bench.exit(1) == [
+        Forget(RUNNER, 1, "killed"), Send(MANAGER, RunnerEnded(RUNNER, 1, "killed")), StartRunner(RUNNER, 2),
+    ]  # fmt: skip
+    assert bench.exit(1) == []
+
+
+def test_runner_that_never_joins_is_given_up() -> None:
+    bench = Bench()
+    bench.exit(1)
+    for incarnation in range(2, FAILED_STARTS_MAX):
+        assert len(bench.exit(incarnation)) == 2
+        bench.now += RESTART_S
+        assert bench.node.next_deadline() is not None
+        assert bench.event(Tick()) == [StartRunner(RUNNER, incarnation + 1)]
+    assert bench.exit(FAILED_STARTS_MAX)[-1] == RunnerGivenUp(RUNNER, "killed")
+    assert not bench.node.runners
+
+
+def test_runner_that_joins_is_never_given_up() -> None:
+    bench = Bench()
+    bench.exit(1)
+    for incarnation in range(2, 4 * FAILED_STARTS_MAX):
+        bench.node.runners[RUNNER].ref = PeerRef(RUNNER, incarnation)
+        bench.exit(incarnation)
+        bench.now += RESTART_S
+        bench.event(Tick())
+    assert RUNNER in bench.node.runners
+
+
+def test_outcomes_are_reported_and_values_kept() -> None:
+    bench = Bench()
+    ask = AskValue(TaskId(1), ASKER)
+    assert bench.get(ask) == [Introduce(ASKER)]
+    outcomes = [
+        TaskOutcome(TaskId(1), 2, True, 3, 0.5, RUNNER, PeerId("c")),
+        TaskOutcome(TaskId(2), 1, False, 0, 0.5, RUNNER, PeerId("c")),
+    ]
+    assert bench.event(OutcomesRead(RUNNER, [(1, 2, True, 0.5, b"c", b"one"), (2, 1, False, 0.5, b"c", b"")])) == [
+        Send(ASKER.peer, TaskValue(TaskId(1), 2, True, b"one")), Send(MANAGER, TasksFinished(outcomes)),
+    ]  # fmt: skip
+    assert list(bench.node.values) == [1]
+    assert bench.get(ask) == [Introduce(ASKER), Send(ASKER.peer, TaskValue(TaskId(1), 0, True, b"one"))]
+    bench.get(DropValues([TaskId(1)]))
+    assert not bench.node.values
+
+
+def test_askers_are_forgotten_in_the_end() -> None:
+    bench = Bench()
+    bench.get(AskValue(TaskId(1), ASKER))
+    assert bench.node.next_deadline() == ASKERS_S
+    bench.now = ASKERS_S
+    bench.event(Tick())
+    assert not bench.node._askers and bench.node.next_deadline() is None

@@ -1,0 +1,171 @@
+from raskid.core.machine import Received, Send, Tick
+from raskid.core.messaging import Introduce
+from raskid.core.runner import ASK_NODE_S, ASKERS_S, Record, Runner, Stop, TaskDone
+from raskid.model.ids import CodeId, PeerId, TaskId
+from raskid.protocol.messages import (
+    AskValue,
+    CancelTasks,
+    Code,
+    DropValues,
+    PeerRef,
+    Placement,
+    RunTasks,
+    StopRunner,
+    TasksCancelled,
+    TaskSpec,
+    TaskValue,
+)
+
+OWN = PeerRef(PeerId("n/0"), 1, ("here",))
+ASKER = PeerRef(PeerId("n/1"), 1, ("there",))
+F = CodeId("f")
+
+
+def place(task: int, *inputs: str, attempt: int = 1, retries: int = 0) -> Placement:
+    """Inputs are given as "2@keeper"."""
+    pairs = [text.split("@") for text in inputs]
+    spec = TaskSpec(TaskId(task), F, b"", tuple(TaskId(int(name)) for name, _ in pairs), 0, retries)
+    return Placement(spec, attempt, PeerId("c"), tuple(PeerId(keeper) for _, keeper in pairs))
+
+
+class Bench:
+    def __init__(self) -> None:
+        self.runner = Runner(OWN)
+        self.now = 0.0
+
+    def event(self, event: object) -> list[object]:
+        effects = self.runner.handle(event, self.now)
+        self.runner.check_invariants()
+        return list(effects)
+
+    def get(self, message: object, peer: str = "m") -> list[object]:
+        return self.event(Received(PeerId(peer), message))  # type: ignore[arg-type]
+
+    def run(self, *placements: Placement, peer: str = "m") -> list[object]:
+        return self.get(RunTasks(list(placements), [Code(F, b"function")]), peer)
+
+    def next(self) -> int | None:
+        placement = self.runner.next_task()
+        self.runner.check_invariants()
+        return None if placement is None else placement.spec.task
+
+    def done(self, ok: bool = True, value: bytes = b"v") -> list[object]:
+        return self.event(TaskDone(ok, value, 0.5))
+
+
+def test_task_runs_and_its_value_goes_to_the_outbox_first() -> None:
+    bench = Bench()
+    assert bench.run(place(1)) == []
+    assert bench.runner.codes == {F: b"function"}
+    assert bench.next() == 1
+    record = Record(TaskId(1), 1, True, 0.5, PeerId("c"), b"v", True)
+    assert bench.done() == [record, Send(PeerId("c"), TaskValue(TaskId(1), 1, True, b"v"))]
+    assert bench.next() is None
+    bench.get(DropValues([TaskId(1)]))
+    assert not bench.runner.values
+
+
+def test_record_of_a_task_from_its_client_is_not_urgent() -> None:
+    bench = Bench()
+    bench.run(place(1), peer="c")
+    bench.next()
+    record = bench.done()[0]
+    assert isinstance(record, Record) and not record.urgent
+
+
+def test_missing_input_is_asked_of_its_keeper_and_then_of_the_node() -> None:
+    bench = Bench()
+    ask = AskValue(TaskId(2), OWN)
+    assert bench.run(place(1, "2@n2/0")) == [Send(PeerId("n2/0"), ask)]
+    assert bench.next() is None
+    assert bench.runner.next_deadline() == ASK_NODE_S
+    bench.now = ASK_NODE_S
+    assert bench.event(Tick()) == [Send(PeerId("n2"), ask)]
+    assert bench.get(TaskValue(TaskId(2), 0, True, b"two")) == []
+    assert bench.runner.next_deadline() is None
+    assert bench.next() == 1
+    assert bench.runner.value(TaskId(2)).data == b"two"
+    bench.done()
+    assert not bench.runner.inputs
+
+
+def test_input_made_here_needs_no_message() -> None:
+    bench = Bench()
+    assert bench.run(place(2), place(1, "2@n/0")) == []
+    assert bench.next() == 2
+    bench.done()
+    assert bench.next() == 1
+
+
+def test_input_that_is_placed_again_is_asked_of_the_new_keeper() -> None:
+    bench = Bench()
+    bench.run(place(1, "2@"))
+    assert bench.runner.next_deadline() is None
+    assert bench.run(place(1, "2@n/1")) == [Send(PeerId("n/1"), AskValue(TaskId(2), OWN))]
+    assert bench.run(place(1, "2@n/1")) == []
+
+
+def test_error_that_is_tried_again_is_shown_to_nobody() -> None:
+    bench = Bench()
+    bench.run(place(1, retries=1))
+    bench.next()
+    assert bench.done(False, b"error") == [Record(TaskId(1), 1, False, 0.5, PeerId("c"), b"", True)]
+    assert not bench.runner.values
+    bench.run(place(1, attempt=2, retries=1))
+    bench.next()
+    assert bench.done(False, b"error")[1] == Send(PeerId("c"), TaskValue(TaskId(1), 2, False, b"error"))
+
+
+def test_outcome_of_an_earlier_attempt_is_left_out() -> None:
+    bench = Bench()
+    bench.run(place(1))
+    bench.next()
+    bench.run(place(1, attempt=2))
+    assert bench.done() == []
+    assert bench.next() == 1
+
+
+def test_failed_input_is_found() -> None:
+    bench = Bench()
+    bench.run(place(1, "2@n/1"))
+    bench.get(TaskValue(TaskId(2), 1, False, b"error"))
+    assert bench.next() == 1
+    running = bench.runner.running
+    assert running is not None
+    failed = bench.runner.failed_input(running)
+    assert failed is not None and failed.data == b"error"
+
+
+def test_cancelled_unless_it_runs() -> None:
+    bench = Bench()
+    bench.run(place(1), place(2), place(3, "9@n/1"))
+    bench.next()
+    cancelled = bench.get(CancelTasks([TaskId(1), TaskId(2), TaskId(3), TaskId(4)]))
+    assert cancelled == [Send(PeerId("m"), TasksCancelled([TaskId(2), TaskId(3)]))]
+    bench.done()
+    assert bench.next() is None
+
+
+def test_askers_get_the_value_now_or_later() -> None:
+    bench = Bench()
+    bench.run(place(1))
+    ask = AskValue(TaskId(1), ASKER)
+    assert bench.get(ask) == [Introduce(ASKER)]
+    bench.next()
+    assert bench.done()[2] == Send(ASKER.peer, TaskValue(TaskId(1), 1, True, b"v"))
+    assert bench.get(ask) == [Introduce(ASKER), Send(ASKER.peer, TaskValue(TaskId(1), 0, True, b"v"))]
+
+
+def test_askers_of_what_is_not_here_are_forgotten() -> None:
+    bench = Bench()
+    bench.run(place(1))
+    bench.get(AskValue(TaskId(1), ASKER))
+    bench.get(AskValue(TaskId(2), ASKER))
+    for _ in range(3):
+        bench.now += ASKERS_S
+        bench.event(Tick())
+    assert list(bench.runner._askers) == [1]
+
+
+def test_stop() -> None:
+    assert Bench().get(StopRunner("enough")) == [Stop("enough")]
