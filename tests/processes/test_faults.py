@@ -263,7 +263,6 @@ def test_bad_bytes_are_refused_by_name(stranger, data, text):
     refused = stranger.answer()
     assert isinstance(refused, Refused) and refused.code == "protocol"
 
-
     assert re.search(text, refused.text), refused.text
     assert stranger.answer() is None
 

@@ -34,8 +34,6 @@ QUIET_S = 0.005
 #: Writes that come closer together than this are collected.
 BURST_S = 0.0002
 COLLECT_MAX = 64
-#: How long a thread that waits looks for its answer before it sleeps.
-SPIN_S = 0.0001 if (os.cpu_count() or 1) > 1 else 0.0
 
 
 class Engine:
@@ -105,7 +103,7 @@ class Engine:
     def release(self, task: TaskId) -> None:
         """A future is gone. Called by the garbage collector, at any moment: it may not take the lock."""
         self._releases.append(task)
-        if self._io_in_step:
+        if self._io_in_step and len(self._releases) == 1:
             # Nobody else would come by to tell the manager.
             self.driver.wake()
 
@@ -177,15 +175,6 @@ class Engine:
 
     def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
         step = self.driver.step
-        self.driver.spin_s = SPIN_S
-        try:
-            self._drive_until(step, done, deadline)
-        finally:
-            self.driver.spin_s = 0.0
-
-    def _drive_until(
-        self, step: Callable[[float | None], bool], done: Callable[[], bool], deadline: float | None
-    ) -> None:
         while not done():
             if self.failure is not None or self.closing:
                 return

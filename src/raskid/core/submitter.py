@@ -319,14 +319,16 @@ class Submitter:
         assert lease is not None
         self._sequential = 0
         specs = [spec for task, spec in lease.direct.items() if task in self.out]
-        effects = self._release_held()
-        if not specs:
-            return [*effects, *self.flush()]
+        # Whatever goes first carries the codes that the rest relies on.
+        before = self.flush()
         wanted = {spec.code for spec in specs} - self._manager_codes
         self._manager_codes |= wanted
         codes = [self.codes[code] for code in wanted]
+        effects = self._release_held()
+        if not specs:
+            return [*before, *effects, *self.flush()]
         # Before what was held back for them: the manager has to know an input before its dependant.
-        return [Send(self.manager, SubmitTasks(specs, codes, 2)), *effects, *self.flush()]
+        return [*before, Send(self.manager, SubmitTasks(specs, codes, 2)), *effects, *self.flush()]
 
     def next_deadline(self) -> float | None:
         """When values are to be released, or an unused lease given back."""

@@ -437,3 +437,21 @@ def test_illegal_move_tells_the_story() -> None:
     entry = TaskEntry(TaskId(1), spec(1), PeerId("c"), 3, FINISHED)
     with pytest.raises(InvalidTransition, match="task 1 of c, FINISHED, attempt 3 cannot become READY"):
         move(entry, READY)
+
+
+def test_task_that_others_on_full_runners_wait_for_is_placed_at_once() -> None:
+    bench = Bench(2)
+    bench.submit(spec(1, retries=1), *(spec(number, 1) for number in range(2, 40)))
+    bench.finish("r1", 1, ok=False)
+    bench.finish("r2", 1, ok=False)
+    entry = bench.manager._tasks[TaskId(1)]
+    assert (entry.state, entry.attempt) == (PLACED, 2)
+
+
+def test_nothing_is_sent_to_a_runner_whose_link_is_over() -> None:
+    bench = Bench()
+    bench.event(PeerGone(PeerId("r1"), 1))
+    assert bench.submit(spec(1)) == []
+    assert bench.manager._tasks[TaskId(1)].state is READY
+    bench.end("r1")
+    assert [effect.peer for effect in bench.start("r1", incarnation=2)] == ["r1"]  # type: ignore[attr-defined]

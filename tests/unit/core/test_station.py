@@ -20,6 +20,7 @@ from raskid.protocol.messages import (
     PeerRef,
     ReleaseTasks,
 )
+from raskid.protocol.tokens import derive
 
 HEAD = PeerId("head")
 CLIENT = PeerId("c")
@@ -52,7 +53,8 @@ def head(*machines: Machine) -> Station:
 
 
 def client(role: str = ROLE_EXECUTE) -> Station:
-    peer = Peer(Identity(CLIENT, 1, 2, KIND_CLIENT, "token", role), HEAD)
+    token = derive("token", ROLE_EXECUTE, role)
+    peer = Peer(Identity(CLIENT, 1, 2, KIND_CLIENT, token, role), HEAD)
     peer.introduce(PeerRef(HEAD, 0, ("h",)))
     return Station(peer, [])
 
