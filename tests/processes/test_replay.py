@@ -7,7 +7,7 @@ import pytest
 import raskid
 from raskid.core.machine import Effect
 from raskid.services.head import assemble
-from raskid.testing.recording import ReplayDiffers, read, replay
+from raskid.services.recording import ReplayDiffers, read, replay
 
 pytestmark = pytest.mark.slow
 

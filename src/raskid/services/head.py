@@ -46,7 +46,7 @@ from raskid.services.boot import answer
 from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, new_origin
 
 if TYPE_CHECKING:
-    from raskid.testing.recording import Recorder
+    from raskid.services.recording import Recorder
 
 #: How often outboxes are read although nobody rang, while tasks are out: a runner rings late only when a long task
 #: follows a short one.
@@ -111,7 +111,7 @@ class HeadProcess:
         self.station, self.manager, self.node = assemble(identity, settings.lease_s, self)
         self.recorder: Recorder | None = None
         if os.environ.get(RECORD_VARIABLE):
-            from raskid.testing.recording import Recorder
+            from raskid.services.recording import Recorder
 
             about = {"identity": identity, "lease_s": settings.lease_s}
             self.recorder = Recorder(os.environ[RECORD_VARIABLE], self.station, about)
