@@ -34,6 +34,8 @@ QUIET_S = 0.005
 #: Writes that come closer together than this are collected.
 BURST_S = 0.0002
 COLLECT_MAX = 64
+#: How long a thread that waits looks for its answer before it sleeps.
+SPIN_S = 0.0001 if (os.cpu_count() or 1) > 1 else 0.0
 
 
 class Engine:
@@ -175,6 +177,15 @@ class Engine:
 
     def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
         step = self.driver.step
+        self.driver.spin_s = SPIN_S
+        try:
+            self._drive_until(step, done, deadline)
+        finally:
+            self.driver.spin_s = 0.0
+
+    def _drive_until(
+        self, step: Callable[[float | None], bool], done: Callable[[], bool], deadline: float | None
+    ) -> None:
         while not done():
             if self.failure is not None or self.closing:
                 return

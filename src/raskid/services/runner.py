@@ -34,6 +34,8 @@ from raskid.services.calling import dump_error, dump_result, is_atom, load_argum
 from raskid.services.settings import RunnerSettings, new_origin
 
 POLL_S = 0.0005
+#: How long to look for the next task before sleeping, where there are processors for that.
+SPIN_S = 0.0001 if (os.cpu_count() or 1) > 1 else 0.0
 
 _pc = time.perf_counter
 
@@ -56,6 +58,7 @@ class RunnerProcess:
         self.machine = Runner(own)
         self.station = Station(peer, [self.machine], RelayEnd(node, self.ids))
         self.driver = Driver(self.station, self._apply)
+        self.driver.spin_s = SPIN_S
         self.driver.listen(listen(settings.address))
         self.where = f"{settings.peer} (pid {os.getpid()}, {socket.gethostname()})"
         self._functions: dict[CodeId, Callable[..., Any]] = {}
