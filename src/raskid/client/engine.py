@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 
 #: The background thread keeps away for so long after a call that drove.
 QUIET_S = 0.005
-#: Writes that come closer together than this are collected.
-BURST_S = 0.0002
+#: Writes that come closer together than this are collected. Well under a round trip, so that calls and answers,
+#: which follow one another, each go out at once.
+BURST_S = 0.00004
 COLLECT_MAX = 64
 #: How long a thread that waits looks for its answer before it sleeps.
 SPIN_S = 0.0001 if (os.cpu_count() or 1) > 1 else 0.0
@@ -50,7 +51,7 @@ class Engine:
         self._turn = threading.Condition(threading.Lock())
         self._waiters = 0
         self._drove_at = 0.0
-        self._sent_at = 0.0
+        self._prompted_at = 0.0
         self._unsent = 0
         self._nudged = False
         self._io_in_step = False
@@ -78,7 +79,8 @@ class Engine:
         """Write what is collected: at once, or soon when writes come thick."""
         now = time.perf_counter()
         self._unsent += 1
-        if now - self._sent_at > BURST_S or self._unsent >= COLLECT_MAX:
+        apart, self._prompted_at = now - self._prompted_at, now
+        if apart > BURST_S or self._unsent >= COLLECT_MAX:
             self.flush()
         elif not self._nudged:
             self.nudge()
@@ -92,7 +94,6 @@ class Engine:
             if effects:
                 self.driver.perform(effects)
             self.driver.flush()
-            self._sent_at = time.perf_counter()
             if self.loop is not None:
                 self._arm()
             elif self._io_in_step:
