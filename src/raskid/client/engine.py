@@ -52,6 +52,7 @@ class Engine:
         self._waiters = 0
         self._drove_at = 0.0
         self._prompted_at = 0.0
+        self._apart = 1.0
         self._unsent = 0
         self._nudged = False
         self._io_in_step = False
@@ -79,8 +80,10 @@ class Engine:
         """Write what is collected: at once, or soon when writes come thick."""
         now = time.perf_counter()
         self._unsent += 1
-        apart, self._prompted_at = now - self._prompted_at, now
-        if apart > BURST_S or self._unsent >= COLLECT_MAX:
+        apart, before = now - self._prompted_at, self._apart
+        self._prompted_at, self._apart = now, apart
+        # One long gap can be a pause inside a burst (another process had the processor); two in a row are none.
+        if (apart > BURST_S and before > BURST_S) or self._unsent >= COLLECT_MAX:
             self.flush()
         elif not self._nudged:
             self.nudge()
