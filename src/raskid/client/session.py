@@ -124,7 +124,6 @@ class Session:
         self._head_joined = False
         self.head: PeerId | None = None
         self._known_codes = self._submitter.codes
-        self._submitted_at = 0.0
         self.engine = Engine(self.driver, self._submitter.flush)
         self.engine.on_release = self._release
         self.engine.on_cancel = lambda tasks: self.driver.handle(CancelValues(tasks))

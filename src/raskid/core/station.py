@@ -8,7 +8,6 @@ performs the effects that remain: `Connect`, `Disconnect`, and those of the appl
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from raskid.core.machine import Effect, Event, PeerGone, PeerJoined, Received, Send, Tick
@@ -99,13 +98,9 @@ class Station:
         self._ranks = ranks
         self._needs = {kind: ranks[needed_role(kind)] for kind in self._routes}
         self._own = peer.identity.peer
-        #: Called with (event, now) before each event: the recorder of real runs.
-        self.recorder: Callable[[Event, float], None] | None = None
 
     def handle(self, event: Any, now: float) -> list[Effect]:
         """Take in an event of a connection, a command, or a Tick; return the effects to perform."""
-        if self.recorder is not None:
-            self.recorder(event, now)
         out: list[Effect] = []
         kind = type(event)
         machine = self._commands.get(kind)
