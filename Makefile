@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Benchmarks run the package as users get it, compiled where there is a C compiler, in an environment of its own.
+BENCH := .venv-bench/bin
+BENCH_STAMP := .venv-bench/.installed
 
 .PHONY: venv demo test check bench
 .DEFAULT_GOAL := test
@@ -26,6 +29,12 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.messages
-	$(BIN)/python -m benchmarks.tasks
+$(BENCH_STAMP): pyproject.toml hatch_build.py $(shell find src -name '*.py')
+	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
+	$(BENCH)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
+	touch $@
+
+bench: $(BENCH_STAMP)
+	$(BENCH)/python -m benchmarks.messages
+	$(BENCH)/python -m benchmarks.tasks

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import time
 
-from raskid.core.machine import PeerJoined, Received, Send
+from raskid.core.effects import Send
+from raskid.core.events import PeerJoined, Received
 from raskid.core.manager import Manager
 from raskid.model.ids import CodeId, PeerId, TaskId
 from raskid.protocol.messages import (

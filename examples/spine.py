@@ -89,7 +89,7 @@ def listen(url):
 
 def difference(after, before):
     """What was counted between two looks."""
-    return {name: after[name] - before[name] for name in after}
+    return {name: after[name] - before[name] for name in after if not isinstance(after[name], dict)}
 
 
 def table(title, columns, rows):

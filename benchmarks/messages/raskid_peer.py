@@ -102,7 +102,7 @@ def request(n: int) -> Values:
 
 async def _request(n: int) -> Values:
     async with raskid.connect(URL) as ark:
-        with Partner("raskid", "serve", ark.url) as partner:
+        with Partner("raskid-async", "serve", ark.url) as partner:
             await asyncio.to_thread(partner.answer)
             times = []
             for i in range(n + 200):
@@ -113,8 +113,15 @@ async def _request(n: int) -> Values:
             return shared.round_trips(times)
 
 
+async def _serve(address: str) -> None:
+    async with raskid.connect(address) as ark:
+        await ark.serve(ECHO, lambda body: body)
+        shared.tell(ready=1)
+        await asyncio.get_running_loop().run_in_executor(None, shared.wait_for_end)
+
+
 def request_async(n: int) -> Values:
-    """Async round trips, one at a time."""
+    """Async round trips, one at a time; both sides are event loops."""
     values: Values = shared.run(_request(n))
     return values
 
@@ -173,8 +180,8 @@ def idle(_n: int) -> Values:
 
 def partner(role: str, address: str, n: int, face: str = "blocking") -> None:
     """The second process."""
-    if role == "publish" and face == "async":
-        shared.run(_publish(address, n))
+    if face == "async":
+        shared.run(_publish(address, n) if role == "publish" else _serve(address))
         return
     with raskid.connect(address) as rk:
         if role == "serve":

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 Function = Callable[..., Any]
@@ -230,6 +234,55 @@ class Ray(Adapter):
         return list(self.ray.get(list(handles)))
 
 
+class Parsl(Adapter):
+    """parsl's executor for many small tasks, with two workers of its own on this machine; it has no bulk form."""
+
+    module = "parsl"
+    tasks = 1_500
+    maps = False
+
+    def start(self) -> None:
+        import parsl
+        from parsl.executors import HighThroughputExecutor
+        from parsl.providers import LocalProvider
+
+        logging.getLogger("parsl").setLevel(logging.ERROR)
+        # It starts programs that were installed beside the interpreter by their names alone.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.python_app = parsl.python_app
+        self.apps: dict[Function, Any] = {}
+        self.folder = tempfile.TemporaryDirectory(prefix="parsl-")
+        executor = HighThroughputExecutor(
+            label="two", address="127.0.0.1", max_workers_per_node=2, cores_per_worker=1, encrypted=False,
+            provider=LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1),
+        )  # fmt: skip
+        self.kernel = parsl.load(
+            parsl.Config(
+                executors=[executor],
+                strategy="none",
+                run_dir=self.folder.name,
+                initialize_logging=False,
+                usage_tracking=0,
+            )
+        )
+
+    def stop(self) -> None:
+        self.kernel.cleanup()
+        self.folder.cleanup()
+
+    def submit(self, fn: Function, *args: Any) -> Any:
+        app = self.apps.get(fn)
+        if app is None:
+            app = self.apps[fn] = self.python_app(fn)
+        return app(*args)
+
+    def result(self, handle: Any) -> Any:
+        return handle.result()
+
+    def gather(self, handles: Sequence[Any]) -> list[Any]:
+        return [handle.result() for handle in handles]
+
+
 ADAPTERS: dict[str, type[Adapter]] = {
     "raskid": Raskid,
     "ppe": ProcessPool,
@@ -237,4 +290,5 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "joblib": Joblib,
     "dask": Dask,
     "ray": Ray,
+    "parsl": Parsl,
 }

@@ -12,20 +12,82 @@ from raskid.model.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from raskid.client.futures import Future
-    from raskid.client.messages import Message, SharedDict, Subscription
+    from raskid.client.messages import Message, Subscription
     from raskid.client.session import Session
+    from raskid.client.shared import SharedDict
     from raskid.launch.connect import connect
+    from raskid.model.errors import (
+        ConnectionRefused,
+        InputFailed,
+        NoSuchService,
+        NotAllowed,
+        Overflow,
+        PeerLost,
+        RaskidError,
+        RemoteError,
+        ResultNotSendable,
+        SessionClosed,
+        StaleCode,
+        StartFailed,
+        TaskLost,
+        TopicNameError,
+        ValueNotSendable,
+        WaitTimeout,
+        WrongThread,
+    )
 
 _FACE = {
     "connect": "raskid.launch.connect",
     "Session": "raskid.client.session",
     "Future": "raskid.client.futures",
     "Message": "raskid.client.messages",
-    "SharedDict": "raskid.client.messages",
+    "SharedDict": "raskid.client.shared",
     "Subscription": "raskid.client.messages",
+    "ConnectionRefused": "raskid.model.errors",
+    "InputFailed": "raskid.model.errors",
+    "NoSuchService": "raskid.model.errors",
+    "NotAllowed": "raskid.model.errors",
+    "Overflow": "raskid.model.errors",
+    "PeerLost": "raskid.model.errors",
+    "RaskidError": "raskid.model.errors",
+    "RemoteError": "raskid.model.errors",
+    "ResultNotSendable": "raskid.model.errors",
+    "SessionClosed": "raskid.model.errors",
+    "StaleCode": "raskid.model.errors",
+    "StartFailed": "raskid.model.errors",
+    "TaskLost": "raskid.model.errors",
+    "TopicNameError": "raskid.model.errors",
+    "ValueNotSendable": "raskid.model.errors",
+    "WaitTimeout": "raskid.model.errors",
+    "WrongThread": "raskid.model.errors",
 }
 
-__all__ = ["Future", "Message", "Session", "SharedDict", "Subscription", "__version__", "connect"]
+__all__ = [
+    "ConnectionRefused",
+    "Future",
+    "InputFailed",
+    "Message",
+    "NoSuchService",
+    "NotAllowed",
+    "Overflow",
+    "PeerLost",
+    "RaskidError",
+    "RemoteError",
+    "ResultNotSendable",
+    "Session",
+    "SessionClosed",
+    "SharedDict",
+    "StaleCode",
+    "StartFailed",
+    "Subscription",
+    "TaskLost",
+    "TopicNameError",
+    "ValueNotSendable",
+    "WaitTimeout",
+    "WrongThread",
+    "__version__",
+    "connect",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -35,3 +97,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

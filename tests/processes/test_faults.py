@@ -1,3 +1,4 @@
+import gc
 import os
 import pty
 import re
@@ -12,13 +13,13 @@ import msgspec
 import psutil
 import pytest
 
-from raskid.core.peer import _proof_text
+from raskid.io.outbox import Outbox
 from raskid.launch.local import read_session
 from raskid.model.errors import SessionClosed, TaskLost, TopicNameError
 from raskid.protocol.codec import decode_batch, encode_batch
 from raskid.protocol.framing import HEADER, UNCOUNTED, FrameReader, frame
 from raskid.protocol.messages import PROTOCOL_VERSION, Hello, Refused, Welcome
-from raskid.protocol.tokens import make_proofs
+from raskid.protocol.tokens import hello_text, make_proofs
 from tests.processes.helpers import family, head_pid, nothing_left, script, wait_for
 
 pytestmark = pytest.mark.slow
@@ -97,6 +98,50 @@ def test_a_task_that_always_ends_its_runner_is_lost(own):
 def test_a_task_that_crashes_its_runner_is_lost(own):
     with pytest.raises(TaskLost, match="SIGSEGV"):
         own.submit(crash).result(20)
+    assert own.submit(increase, 1).result(10) == 2
+
+
+def test_a_task_that_ends_its_runners_takes_nobody_along(own):
+    """1. One task of a burst ends its process. 2. All others get values. 3. It says how often, and how they ended."""
+    assert own.gather([own.submit(increase, value) for value in range(1000)], 20) == list(range(1, 1001))
+    before = [own.submit(increase, value) for value in range(250)]
+    deadly = own.submit(end_with, 7)
+    after = [own.submit(increase, value) for value in range(250)]
+    assert own.gather(before + after, 20) == 2 * list(range(1, 251))
+    with pytest.raises(TaskLost, match=r"end_with.* 10 attempts ended with their runner: exit code 7 \(10 times\)"):
+        deadly.result(20)
+
+
+def raise_and_die(path):
+    """Raises; its process is killed from outside before it can say so to the client."""
+    Path(path).write_text(str(os.getpid()))
+    raise ValueError("the last words")
+
+
+def test_an_error_that_only_the_node_has_reaches_its_client(own, tmp_path):
+    """1. A client is stopped from outside. 2. A task raises, and its runner is killed. 3. The client gets the error."""
+    path = tmp_path / "pid"
+    future = own.submit(raise_and_die, str(path))
+    pid = int(first_line(path))
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ValueError, match="the last words"):
+        future.result(10)
+
+
+def corrupt_outbox():
+    """Writes over the memory that this process shares with the head."""
+    box = next(found for found in gc.get_objects() if isinstance(found, Outbox))
+    box._memory[64:72] = (33).to_bytes(8, sys.byteorder)
+    box._memory[72:80] = bytes(8)
+    time.sleep(30)
+
+
+def test_a_runner_that_corrupts_its_outbox_is_killed_and_others_go_on(own):
+    """1. A task writes over its outbox. 2. Its runner is killed. 3. Other tasks get values, and it is lost at last."""
+    future = own.submit(corrupt_outbox)
+    assert own.gather([own.submit(increase, value) for value in range(100)], 20) == list(range(1, 101))
+    with pytest.raises(TaskLost, match=r"corrupt_outbox.*SIGKILL"):
+        future.result(20)
     assert own.submit(increase, 1).result(10) == 2
 
 
@@ -217,7 +262,7 @@ class Stranger:
         values = dict(
             protocol=PROTOCOL_VERSION, peer="stranger", incarnation=1, origin=77, kind="client", role="execute"
         )
-        values["token"] = make_proofs(self.file.token, "execute", _proof_text("stranger", 1, 77, ""))
+        values["token"] = make_proofs(self.file.token, "execute", hello_text("stranger", 1, 77, ""))
         return Hello(**{**values, **changes})
 
     def answer(self):

@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 import raskid
-from raskid.core.machine import Effect
+from raskid.core.effects import Effect
 from raskid.services.head import assemble
 from raskid.services.recording import ReplayDiffers, read, replay
 
@@ -65,6 +65,19 @@ def recording(tmp_path, monkeypatch):
 
 def test_the_recording_of_a_real_head_replays_to_the_same_effects_and_bytes(recording):
     assert replay(recording, build) > 100
+
+
+def test_a_recording_is_new_and_private(tmp_path, monkeypatch):
+    """It holds the token: others cannot read it, and a file or link that somebody put there is not written to."""
+    path = tmp_path / "recording"
+    monkeypatch.setenv("RASKID_RECORD", str(path))
+    raskid.connect("local://?runners=1").close()
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(raskid.StartFailed, match="File exists"):
+        raskid.connect("local://?runners=1")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_replay_notices_a_difference(recording):

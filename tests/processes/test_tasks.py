@@ -1,15 +1,20 @@
 import asyncio
 import concurrent.futures
+import ctypes
 import gc
 import os
+import re
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 import raskid
-from raskid.model.errors import RemoteError, RemoteTraceback, ResultNotSendable, WaitTimeout
-from tests.processes.helpers import run_script, wait_for
+from raskid.launch import local
+from raskid.model.errors import RemoteError, RemoteTraceback, ResultNotSendable, TaskLost, WaitTimeout
+from tests.processes.helpers import run_script, script, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -381,3 +386,298 @@ def test_a_closed_session_says_so():
         future.result(1)
     with pytest.raises(raskid.model.errors.SessionClosed):
         session.submit(nap, 5)
+
+
+# ── What a task raises ──
+
+
+def count_calls(path_and_item):
+    path, item = path_and_item
+    with open(path, "a") as file:
+        file.write(f"{item}\n")
+    if item == 3:
+        raise KeyError(item)
+    return threading.Lock() if item == 5 else item
+
+
+def test_no_item_of_a_map_runs_twice(rk, tmp_path):
+    path = str(tmp_path / "calls")
+    result = rk.map(count_calls, [(path, item) for item in range(300)])
+    with pytest.raises(KeyError):
+        rk.gather(result, 20)
+    with pytest.raises(ResultNotSendable, match="count_calls returned a lock"):
+        result[5]
+    assert result[4] == 4
+    with open(path) as file:
+        assert sorted(map(int, file)) == list(range(300))
+
+
+def test_exceptions_of_the_script_are_caught_by_their_class(tmp_path):
+    """1. A task raises an exception of the script's, whose __init__ takes two arguments. 2. `except` catches it.
+    3. What would end the script is an error instead. 4. A task has the script's name, not its arguments."""
+    text = """
+import sys, raskid
+class Broken(Exception):
+    def __init__(self, part, code):
+        super().__init__(f"{part} is broken")
+        self.code = code
+def work():
+    raise Broken("pump", 7)
+def leave():
+    sys.exit(3)
+def interrupted():
+    raise KeyboardInterrupt
+with raskid.connect("local://?runners=1") as rk:
+    for _ in range(2):
+        try:
+            rk.submit(work).result(10)
+        except Broken as error:
+            print(error, error.code, "in work" in str(error.__cause__))
+    for function in (leave, interrupted):
+        try:
+            rk.submit(function).result(10)
+        except raskid.model.errors.RemoteError as error:
+            print(error.kind, str(error).split(" on ")[0])
+    print(rk.submit(lambda: (sys.argv == [__import__("os").path.abspath(sys.argv[0])], len(sys.argv))).result(10))
+"""
+    code, output, errors = run_script(text, str(tmp_path))
+    expected = (
+        "pump is broken 7 True\npump is broken 7 True\nSystemExit leave called sys.exit(3)\n"
+        "KeyboardInterrupt interrupted was interrupted (KeyboardInterrupt)\n(True, 1)\n"
+    )
+    assert (code, output, errors) == (0, expected, "")
+
+
+def test_a_function_that_uses_the_session_says_what_to_do(tmp_path):
+    text = """
+import raskid
+def nested():
+    return rk.submit(abs, -1).result(5)
+with raskid.connect("local://?runners=1") as rk:
+    try:
+        rk.submit(nested)
+    except TypeError as error:
+        print(error)
+"""
+    code, output, errors = run_script(text, str(tmp_path))
+    assert (code, errors) == (0, "")
+    assert output.startswith("the function nested cannot be sent: 'rk', which nested uses, is a Session")
+    assert "inside a task, connect with raskid.connect('local://" in output
+
+
+# ── Cancelling ──
+
+
+def test_cancel_answers_at_once(rk):
+    """1. Both runners are busy for a second. 2. A queued task is cancelled, a running one is not: both at once."""
+    rk.wait_runners(2)
+    with raskid.connect(rk.url) as session:
+        running = [session.submit(nap, 1.0) for _ in range(2)]
+        queued = [session.submit(nap, 0.01) for _ in range(20)]
+        wait_for(lambda: sum(runner["outstanding"] > 0 for runner in rk.runners()) == 2)
+        began = time.monotonic()
+        assert queued[0].cancel()
+        assert session.cancel(queued[1:]) == 19
+        assert not running[0].cancel() and not running[0].cancelled()
+        assert time.monotonic() - began < 0.5
+        assert session.gather(running, 10) == [1.0, 1.0]
+
+
+# ── Output ──
+
+
+def test_what_tasks_print_comes_out_of_the_script(tmp_path):
+    text = """
+import sys, raskid
+def speak(word):
+    print("says", word)
+    print("warns", word, file=sys.stderr)
+with raskid.connect("local://?runners=1") as rk:
+    for word in ("one", "two"):
+        rk.submit(speak, word).result(10)
+        print("done", word, flush=True)
+"""
+    code, output, errors = run_script(text, str(tmp_path))
+    assert (code, errors) == (0, "warns one\nwarns two\n")
+    assert output.splitlines() == ["says one", "done one", "says two", "done two"]
+
+
+def test_much_output_is_kept_nowhere(tmp_path):
+    """1. Tasks write 50 MB to either stream. 2. All comes out. 3. Neither head nor fork server holds it in a file."""
+    text = """
+import os, sys, raskid
+def flood():
+    line = "x" * 1023 + "\\n"
+    for _ in range(25 * 1024):
+        sys.stdout.write(line)
+        sys.stderr.write(line)
+def held():
+    import psutil
+    total = 0
+    for process in psutil.Process(os.getppid()).parents()[:1] + [psutil.Process(os.getppid())]:
+        for fd in os.listdir(f"/proc/{process.pid}/fd"):
+            try:
+                if "deleted" in os.readlink(f"/proc/{process.pid}/fd/{fd}"):
+                    total += os.stat(f"/proc/{process.pid}/fd/{fd}").st_size
+            except OSError:
+                pass
+    return total
+with raskid.connect("local://?runners=2") as rk:
+    rk.gather([rk.submit(flood) for _ in range(2)], 60)
+    limit = 8 << 20
+    if (size := rk.submit(held).result(10)) > limit:
+        print("kept", size)
+"""
+    with open(tmp_path / "out", "wb") as out, open(tmp_path / "err", "wb") as err:
+        process = script(text, str(tmp_path), stdout=out, stderr=err)
+        assert process.wait(60) == 0
+    assert (tmp_path / "out").stat().st_size == (tmp_path / "err").stat().st_size == 50 << 20
+
+
+def die_with_words(number):
+    sys.stderr.write(f"item {number} was too much\n")
+    os._exit(3)
+
+
+def test_the_last_words_of_a_runner_stand_in_the_error(own):
+    with pytest.raises(TaskLost, match=r"exit code 3; the last it wrote:\nitem 7 was too much"):
+        own.submit(die_with_words, 7).result(30)
+    result = own.map(die_with_words, [8])
+    with pytest.raises(TaskLost, match=r"item 8 was too much(?s:.*)item 0 of the map of die_with_words"):
+        result[0]
+
+
+def crash():
+    ctypes.string_at(0)
+
+
+def test_a_crash_shows_where(own):
+    with pytest.raises(TaskLost, match=r"SIGSEGV(?s:.*)Segmentation fault(?s:.*) in crash"):
+        own.submit(crash).result(30)
+
+
+def test_runners_that_cannot_start_say_why(tmp_path):
+    """1. The directory of the script goes away. 2. Its runner is lost, and no other one can start. 3. The error holds
+    the traceback."""
+    text = """
+import os, raskid
+os.mkdir("gone")
+os.chdir("gone")
+rk = raskid.connect("local://?runners=1")
+rk.wait_runners(1)
+os.chdir("..")
+os.rmdir("gone")
+try:
+    rk.submit(os._exit, 1).result(30)
+except raskid.model.errors.SessionClosed as error:
+    print(error)
+"""
+    code, output, _ = run_script(text, str(tmp_path), 40.0)
+    assert code == 0
+    assert "no runner can be started: exit code 1" in output
+    assert "os.chdir(settings.cwd)" in output and "FileNotFoundError" in output
+
+
+def test_a_system_that_stays_writes_output_to_its_log(tmp_path, runtime):
+    """1. A system is started that stays. 2. What its runners write stands in its log, with their names."""
+    handle, _ = local.start_head(1, "stays", watch_input=False)
+    try:
+        with raskid.connect("local://stays") as session:
+            session.submit(print, "printed by a task").result(10)
+            session.submit(warn, "warned by a task").result(10)
+            log = Path(runtime, "stays", "log")
+            wait_for(lambda: "warned by a task" in log.read_text())
+            assert re.search(r"^head-\w+/0: printed by a task$", log.read_text(), re.M)
+            session.end_system()
+    finally:
+        handle.stop()
+
+
+def warn(text):
+    print(text, file=sys.stderr)
+
+
+# ── Code ──
+
+
+def test_a_system_that_stays_runs_the_source_that_the_script_has(rk, tmp_path):
+    """1. A script attaches from a directory of its own: its modules are found. 2. A module is edited: the next run of
+    the script has the new source. 3. A script in another directory has its own module of that name."""
+    text = f"""
+import raskid, raskid_own_library
+with raskid.connect({rk.url!r}) as session:
+    print(session.gather(session.map(raskid_own_library.value, range(4)), 10))
+"""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for directory, value in ((here, 1), (here, 22), (there, 333), (here, 22)):
+        directory.mkdir(exist_ok=True)
+        (directory / "raskid_own_library.py").write_text(f"def value(item): return {value}\n")
+        code, output, errors = run_script(text, str(directory))
+        assert (code, output, errors) == (0, f"{[value] * 4}\n", "")
+
+
+def test_source_that_changed_under_the_script_is_not_run(rk, tmp_path):
+    """1. A script imports a module, which is edited before its first task. 2. The task is refused, not run."""
+    text = f"""
+import raskid, raskid_own_edited
+with raskid.connect({rk.url!r}) as session:
+    code = session._book.code_of(raskid_own_edited.value)
+    with open("raskid_own_edited.py", "w") as file:
+        file.write("def value(): return 'edited'")
+    try:
+        print(session.submit(raskid_own_edited.value).result(10))
+    except raskid.model.errors.StaleCode as error:
+        print(str(error)[:30], "was changed after" in str(error))
+"""
+    (tmp_path / "raskid_own_edited.py").write_text("def value(): return 1\n")
+    code, output, errors = run_script(text, str(tmp_path), cwd=str(tmp_path))
+    assert (code, output, errors) == (0, "the module 'raskid_own_edited' True\n", "")
+
+
+def nap_here(seconds):
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def warm(session):
+    """Many short tasks, after which much may be placed on a runner at once."""
+    session.gather([session.submit(increase, value) for value in range(2000)], 20)
+
+
+def test_the_first_tasks_of_a_session_run_side_by_side():
+    with raskid.connect("local://?runners=2") as session:
+        assert len(set(session.gather([session.submit(nap_here, 0.5) for _ in range(2)], 10))) == 2
+
+
+def test_a_task_is_not_put_behind_one_that_went_straight_to_a_runner():
+    with raskid.connect("local://?runners=2") as session:
+        for value in range(20):
+            session.submit(increase, value).result(10)
+        assert len(set(session.gather([session.submit(nap_here, 0.5) for _ in range(2)], 10))) == 2
+
+
+def test_tasks_do_not_wait_behind_a_long_one_while_a_runner_is_idle(rk):
+    """1. After many short tasks, a long one and short ones are placed. 2. All of these end before the long one."""
+    warm(rk)
+    long = rk.submit(nap_here, 3)
+    others = rk.gather([rk.submit(nap_here, 0.02) for _ in range(10)], 10)
+    assert not long.done()
+    assert len(set(others)) == 1 and long.result(10) not in others
+
+
+def mark_and_nap(path, seconds):
+    with open(path, "a") as file:
+        file.write(f"{os.getpid()}\n")
+    return nap_here(seconds)
+
+
+def test_cancelling_behind_a_busy_runner_needs_no_patience(rk, tmp_path):
+    """1. Both runners are busy, with more tasks placed behind. 2. These are cancelled while the runners stay busy."""
+    warm(rk)
+    path = tmp_path / "started"
+    running = [rk.submit(mark_and_nap, str(path), 2) for _ in range(2)]
+    wait_for(lambda: path.exists() and len(path.read_text().split()) == 2, what="both runners are busy")
+    queued = [rk.submit(increase, value) for value in range(50)]
+    assert all(future.cancel() for future in reversed(queued))
+    assert not any(future.done() for future in running)
+    assert len(set(rk.gather(running, 10))) == 2

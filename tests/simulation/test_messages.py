@@ -7,7 +7,10 @@ from collections import Counter
 
 import pytest
 
-from raskid.core.lists import WatchList
+from raskid.core import messaging, paths
+from raskid.core import peer as peer_module
+from raskid.core.events import WatchList
+from raskid.core.link import Link
 from raskid.model.ids import RequestId
 from raskid.protocol.messages import PutRecord, RecordSettled
 from raskid.protocol.reactions import BLOCK, DROP_NEWEST, DROP_OLDEST, LATEST
@@ -208,6 +211,47 @@ def test_settled_subscriptions(seed: int) -> None:
     check_quiet(world)
 
 
+@seeds(8)
+def test_topics_that_are_given_up_and_come_again(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishers that follow one idle topic at most lose nothing that was published after a subscribe has settled."""
+    monkeypatch.setattr(messaging, "IDLE_MAX", 1)
+    world, (a, b, c) = system(seed, "abc")
+    topics = ["t0", "t1", "t2", "t3"]
+    number = 0
+    for _ in range(5):
+        topic = world.random.choice(topics)
+        subscription, request = c.subscribe(topic, 10_000, settle_s=100.0)
+        wanted: set[int] = set()
+        for turn in range(40):
+            publisher = world.random.choice((a, b))
+            chosen = topic if world.random.random() < 0.4 else world.random.choice(topics)
+            if publisher.alive and not publisher.suspended:
+                if chosen == topic and request in c.replies:
+                    wanted.add(number)
+                publisher.publish(chosen, str(number).encode())
+                number += 1
+            if world.random.random() < 0.05:
+                world.random_fault(["a", "b", "c"], 2.0)
+            world.run(world.random.uniform(0, 0.2))
+            if turn == 20:
+                world.run_until(lambda request=request: request in c.replies, 300.0, "the subscribe settles")  # type: ignore[misc]
+        got = c.arrived[subscription]
+        world.run_until(
+            lambda got=got, wanted=wanted: wanted <= {int(it.body) for it in got},  # type: ignore[misc]
+            300.0,
+            "all messages published after settling have arrived",
+        )
+        for publisher in (a, b):
+            mine = [int(it.body) for it in got if it.publisher == publisher.name]
+            world.check(mine == sorted(set(mine)), f"out of order or twice: {mine}")
+        ending = c.unsubscribe(topic, subscription, settle_s=100.0)
+        world.run_until(lambda ending=ending: ending in c.replies, 300.0, "the unsubscribe settles")  # type: ignore[misc]
+        c.forget(subscription)
+    for publisher in (a, b):
+        world.check(len(publisher.messaging.plans) <= 1, f"{publisher} follows {publisher.messaging.plans}")
+    check_quiet(world)
+
+
 @seeds(12)
 def test_one_outcome_per_request(seed: int) -> None:
     """Each request gets exactly one outcome: an answer, an error, or the end of its time limit."""
@@ -302,6 +346,110 @@ def test_a_slow_reader_on_a_relay_blocks_nobody_else(seed: int) -> None:
     world.check(held <= 2 << 20, f"the head holds {held:,} bytes for the slow reader")
     world.run_until(lambda: len(b.arrived[slow]) == 41, 120.0, "the slow reader gets everything in the end")
     check_quiet(world)
+
+
+def link_of(node: Node, other: Node) -> Link:
+    """A node's end of its link to another."""
+    link = node.station.peer._remotes[other.name].link
+    assert link is not None
+    return link
+
+
+def is_direct(one: Node, other: Node) -> bool:
+    """Whether the link between two nodes goes over a connection from one to the other."""
+    ends = (one.station.peer._remotes[other.name].connection, other.station.peer._remotes[one.name].connection)
+    return any(end is not None and end.outbound and not end.relayed for end in ends)
+
+
+@seeds(12)
+def test_a_link_moves_from_the_relay_to_a_direct_path(seed: int) -> None:
+    """Messages stay in order, once each, while their link moves; frames under way then come twice and count once."""
+    world, (a, b) = system(seed, "ab")
+    world.apart.add(frozenset("ab"))
+    readers = {"of a": b, "of b": a}
+    subscriptions = {topic: subscribed(world, reader, topic, 1000) for topic, reader in readers.items()}
+    sent = dict.fromkeys(readers, 0)
+    for node in (a, b):
+        announced(world, node, f"of {node.name}")
+
+    def publish_from_both(largest: int) -> None:
+        for node in (a, b):
+            topic = f"of {node.name}"
+            node.publish(topic, b"%d;" % sent[topic] + bytes(world.random.choice((0, 100, largest))))
+            sent[topic] += 1
+
+    for _ in range(20):
+        publish_from_both(100_000)
+        world.run(0.1)
+    world.check(not is_direct(a, b), "they reach one another directly, although they cannot")
+    world.apart.clear()
+    # So that the old path brings something between the Hello and the Welcome on the new one.
+    world.slow[frozenset("ab")] = 0.2
+    end = world.now + 60.0
+    while world.now < end and not is_direct(a, b):
+        # All the time, so that something is on its way when the link moves.
+        publish_from_both(1000)
+        world.run(0.02)
+    world.check(is_direct(a, b), "the link stays on the relay although there is a direct path")
+    for _ in range(20):
+        publish_from_both(100_000)
+        world.run(0.02)
+    for topic, reader in readers.items():
+        got = reader.arrived[subscriptions[topic]]
+        world.run_until(lambda got=got, topic=topic: len(got) >= sent[topic], 60.0, "all arrive")  # type: ignore[misc]
+        world.run(1.0)
+        numbers = [int(it.body.split(b";")[0]) for it in got]
+        world.check(numbers == list(range(sent[topic])), f"{reader} has {numbers}")
+    check_quiet(world)
+    world.check(link_of(a, b).doubled + link_of(b, a).doubled > 0, "no frame came twice: this test tests nothing")
+
+
+@seeds(6)
+def test_who_says_goodbye_through_the_relay_is_gone_at_once(seed: int) -> None:
+    """A peer that leaves is gone for those behind the relay, and not only when its lease has ended."""
+    world, (a, b) = system(seed, "ab")
+    world.apart.add(frozenset("ab"))
+    subscription = subscribed(world, b, "t", 100)
+    announced(world, a, "t")
+    for number in range(20):
+        a.publish("t", str(number).encode())
+    world.run_until(lambda: b.arrived[subscription], 30.0, "they are linked")
+    for number in range(20, 40):
+        a.publish("t", str(number).encode())
+    world.leave("a", "enough")
+    world.run_until(lambda: world.gone(b), 5.0, "b hears of the end")
+    (gone,) = world.gone(b)
+    world.check(gone.peer == "a" and gone.reason == "enough", f"{gone}")
+    world.check(len(b.arrived[subscription]) == 40, "what a had published has arrived")
+    world.check([it.peer for it in world.gone(world.nodes[HEAD])] == ["a"], "the head has heard of it, too")
+
+
+@seeds(4)
+def test_a_viewer_that_does_not_read_is_given_up(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head keeps a bounded amount for a reader of a busy list that has stopped; others are served."""
+    for module in (paths, peer_module):
+        monkeypatch.setattr(module, "UNREAD_BYTES_MAX", 1 << 20)
+    world, (a, viewer, reader) = system(seed, "avr")
+    for node in (viewer, reader):
+        node.do(WatchList("shared:x"))
+    world.run(1.0)
+    world.suspend("v", 100.0)
+    hub = world.nodes[HEAD].station.peer
+    most = 0
+    for _ in range(700):
+        a.send(PutRecord(RequestId(a.ids.take()), "shared:x", "r", bytes(20_000), permanent=True))
+        world.run(0.1)
+        if hub.is_connected(viewer.name):
+            most = max(most, link_of(world.nodes[HEAD], viewer).control_bytes)
+    (gone,) = world.gone(world.nodes[HEAD])
+    world.check(gone.peer == "v" and "does not read" in gone.reason, f"{gone}")
+    # What comes within the time that it is given, on top of the bound.
+    world.check(most < (1 << 20) + 1.1 * paths.UNREAD_S / 0.1 * 20_000, f"{most:,} bytes were kept")
+    replica = reader.lists.replicas["shared:x"]
+    world.run_until(lambda: replica.version == 700, 5.0, "another reader has all changes")
+    world.run(60.0)
+    told = [*world.refusals(viewer), *world.gone(viewer)]
+    world.check(any(getattr(it, "peer", "") == HEAD for it in told), "the viewer is not told that it was given up")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from raskid.core.submitter import TaskEnded, TaskResolved
+from raskid.core.effects import TaskEnded, TaskResolved
 from raskid.model.ids import TaskId
 from raskid.testing.simulator import HEAD
 from raskid.testing.tasks import Client, TaskWorld
@@ -110,12 +110,13 @@ def test_lost_nodes(seed: int) -> None:
 
 @seeds(6)
 def test_ten_attempts(seed: int) -> None:
-    """A task is lost for good only when its runners died ten times; then it says so, and so does what needs it."""
+    """A task is lost for good only when ten runners died while they ran it; then it says so, and so does what needs it.
+    What was placed behind it has lost nothing."""
     world = TaskWorld(seed)
     (a,) = world.add_system(runners=2)
     deadly = a.submit(1, seconds=50.0)
     after = a.submit(1, [deadly])
-    fine = a.submit(1, seconds=0.01)
+    fine = [a.submit(1, seconds=0.01) for _ in range(10)]
     for death in range(1, 11):
         world.run_until(lambda: any(worker.busy for worker in world.workers()), what="it runs")
         world.run(3.0)
@@ -127,8 +128,8 @@ def test_ten_attempts(seed: int) -> None:
     (lost,), (failed,) = a.results[deadly], a.results[after]
     world.check(isinstance(lost, TaskEnded) and lost.code == "TaskLost", f"{lost}")
     world.check(isinstance(failed, TaskEnded) and failed.code == "InputFailed", f"{failed}")
-    a.check_right([fine])
-    a.release([deadly, after, fine])
+    a.check_right(fine)
+    a.release([deadly, after, *fine])
     world.check_empty()
 
 
@@ -143,7 +144,9 @@ def test_errors_and_retries(seed: int) -> None:
         raises = world.random.choice((0, 0, 0, 1, 2))
         a.submit(1, inputs, world.random.choice((0.001, 0.1)), raises, retries=world.random.randrange(3))
         world.run(world.random.choice((0.0, 0.1)))
-        # Attempts are counted together: with crashes, fewer of them are left for errors.
+        if seed % 2 and world.random.random() < 0.3:
+            # What a crash undoes is no error of the task: its retries are left.
+            crash_some_runner(world)
     finish(world, a)
 
 
@@ -253,4 +256,76 @@ def test_releases_at_any_moment(seed: int) -> None:
     world.run_until(lambda: a.done(kept), what="the tasks that are still wanted are done")
     a.check_right(kept)
     a.release(kept)
+    world.check_empty()
+
+
+@seeds(10)
+def test_errors_outlive_their_runners(seed: int) -> None:
+    """A task raises, then the runner crashes before it has written that to anybody: the error arrives all the same."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    if seed % 3 == 0:
+        lease(world, a)
+    for _ in range(3):
+        submit_some(world, a, 3)
+        raising = a.submit(1, seconds=world.random.choice((0.01, 0.3)), raises=1)
+        a.submit(1, [raising])
+        worker = world.run_until_recorded(raising)
+        # Nothing that it wrote arrives any more: what its host found in its outbox is all there is.
+        for wire in world.live_wires():
+            if worker in wire.nodes:
+                world.cut(wire)
+        world.crash(worker.name)
+        world.run(world.random.choice((0.0, 0.5)))
+    finish(world, a)
+
+
+@seeds(10)
+def test_tasks_do_not_wait_behind_long_ones(seed: int) -> None:
+    """Whatever was placed behind a long task, although it could run, runs elsewhere once a runner is idle."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    if seed % 3 == 0:
+        lease(world, a)
+    for _ in range(60):
+        a.submit(1, seconds=0.0005)
+    world.run_until(a.done, what="the runners are known to be quick")
+    first = a.submit(1, seconds=0.001)
+    long = a.submit(1, seconds=50.0)
+    short = [a.submit(1, [first] if world.random.random() < 0.3 else [], seconds=0.01) for _ in range(20)]
+    world.run_until(lambda: a.done(short), 20.0, "short tasks end long before the long one")
+    world.check(not a.results[long], "the long one runs")
+    started = [placement.spec.task for _, _, placement in world.runs]
+    world.check(len(started) == len(set(started)), "a task was started twice")
+    finish(world, a)
+
+
+@seeds(10)
+def test_cancelling_is_exact_and_does_not_wait(seed: int) -> None:
+    """Tasks behind busy runners are cancelled at once; none of them starts, whatever else happens then."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    for _ in range(60):
+        a.submit(1, seconds=0.0005)
+    world.run_until(a.done, what="the runners are known to be quick")
+    long = [a.submit(1, seconds=50.0) for _ in range(2 + 2 * (seed % 2))]
+    behind = [a.submit(1, seconds=0.01) for _ in range(world.random.randrange(1, 30))]
+    world.run(world.random.uniform(0, 0.3))
+    open_ones = [task for task in behind if not a.results[task]]
+    a.cancel(open_ones)
+    if seed % 2 == 0:
+        world.run_until(lambda: a.done(behind), 10.0, "the runners' hosts answer for them")
+        world.check(not a.done(long), "the runners are busy")
+    if seed % 3 == 0:
+        crash_some_runner(world, busy=True)
+    world.run_until(a.done, 300.0, "every task has an outcome")
+    started = {placement.spec.task for _, _, placement in world.runs}
+    for task in behind:
+        (result,) = a.results[task]
+        if isinstance(result, TaskEnded):
+            world.check(result.code == "TaskCancelled", f"{result}")
+            world.check(task not in started, f"cancelled task {task} was started")
+        else:
+            a.check_right([task])
+    a.release(a.results)
     world.check_empty()

@@ -6,16 +6,17 @@ somebody needs one (`concurrent.futures.wait` and `as_completed`, callbacks from
 
 from __future__ import annotations
 
-import asyncio
 import concurrent.futures
+import contextlib
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, Any
 
+from raskid.client.loops import running_loop
 from raskid.model.errors import WaitTimeout
-from raskid.model.ids import TaskId
-from raskid.services.calling import load_error, resolve_input
+from raskid.model.ids import COUNTER_BITS, TaskId
+from raskid.services.calling import load_error, load_value, resolve_input
 
 if TYPE_CHECKING:
     from raskid.client.engine import Engine
@@ -24,10 +25,26 @@ PENDING = "PENDING"
 CANCELLED = "CANCELLED_AND_NOTIFIED"
 FINISHED = "FINISHED"
 
+#: How long `cancel` waits for the system's answer, at most.
+CANCEL_S = 1.0
+
 _making_lock = threading.Lock()
 
-#: `.futures`: those met while arguments are pickled on this thread; set by whoever pickles.
+#: `.futures`: those met while arguments are pickled on this thread, for a task of `.engine`; set by whoever pickles.
 collecting = threading.local()
+
+
+def check_timeout(timeout: Any) -> None:
+    """Raise TypeError when it is no number of seconds."""
+    if isinstance(timeout, str | bytes) or not hasattr(timeout, "__float__"):
+        raise TypeError(f"timeout is a number of seconds, or None to wait without limit; got {timeout!r}")
+
+
+def may_wait(engine: Engine) -> bool:
+    """Whether a short wait on this thread holds up neither an asyncio loop nor the session itself."""
+    if engine.stepping is threading.current_thread():
+        return False
+    return running_loop() is None
 
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -46,11 +63,16 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     _callbacks: list[Callable[[Any], Any]] | None = None
     _lazy_condition: threading.Condition | None = None
     _lazy_waiters: list[Any] | None = None
+    #: The system said that it is too late to cancel.
+    _started = False
+    _name = ""
 
-    def __init__(self, engine: Engine, task: TaskId = TaskId(0)) -> None:  # noqa: B008 - an int
+    def __init__(self, engine: Engine, task: TaskId = TaskId(0), name: str = "") -> None:  # noqa: B008 - an int
         # The standard __init__ is left out on purpose: it makes a Condition.
         self._engine = engine
         self.task = task
+        if name:
+            self._name = name
 
     # What the standard library's wait() and as_completed() reach for.
 
@@ -96,6 +118,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
                 self._exception = error
                 self._finish(FINISHED)
 
+    def cancelled_too_late(self) -> None:
+        """The task had started when it was to be cancelled."""
+        self._started = True
+
     def _finish(self, state: str) -> None:
         self._state = state
         if self._lazy_waiters:
@@ -118,13 +144,11 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """Unpickle what came, at the first look."""
         raw = self._raw
         if raw is not None:
-            import pickle
-
             if self._raw_ok:
                 try:
-                    self._result = pickle.loads(raw)
+                    self._result = load_value(raw)
                 except Exception as error:
-                    error.add_note(f"(while unpickling the value of task {self.task} in the script)")
+                    error.add_note(f"(while the value of {self._what()} was unpickled in the script)")
                     self._exception = error
             else:
                 self._exception = load_error(raw)
@@ -145,11 +169,25 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         return self._state == CANCELLED
 
     def cancel(self) -> bool:
-        """Ask that the task be not started. Returns True when it was cancelled; waits for the runner's word."""
+        """Ask that the task be not started; a task that runs is never stopped.
+
+        Returns True when it will not run: then it has not run, and does not. False when it runs or has run, and its
+        value comes as if nobody had asked. The system answers at once, also for tasks that wait behind long ones; if
+        there is no answer within a second (`CANCEL_S`) that is False too, and should the task turn out not to have
+        been started, the future is cancelled later.
+
+        Where an asyncio loop runs, this does not wait: it asks, and returns False; the future is cancelled soon if
+        that is still possible.
+        """
         if self._state == PENDING and self.task:
             self._engine.cancel([self.task])
-            self._engine.wait(self.done, 5.0)
+            if may_wait(self._engine):
+                self._engine.wait(self.cancel_answered, CANCEL_S)
         return self._state == CANCELLED
+
+    def cancel_answered(self) -> bool:
+        """Whether it is known what became of `cancel`."""
+        return self._started or self._state != PENDING
 
     def result(self, timeout: float | None = None) -> Any:
         """The value; waits for it, at most `timeout` seconds.
@@ -157,13 +195,16 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         Raises:
             WaitTimeout: It is not there in time (also a `TimeoutError`).
             CancelledError: The task was cancelled.
+            RemoteError: What the task raised cannot be raised here: it cannot be pickled, or would end the script
+                (`sys.exit()`, `KeyboardInterrupt`).
             Exception: What the task raised, with the remote traceback as its cause.
         """
         self._await(timeout)
         if self._raw is not None:
             self._open()
         if self._exception is not None:
-            raise self._exception
+            # Else each look would add its own frames to those of the looks before.
+            raise self._exception.with_traceback(None)
         return self._result
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
@@ -173,6 +214,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         return self._exception
 
     def _await(self, timeout: float | None) -> None:
+        if timeout is not None:
+            check_timeout(timeout)
         if self._state == PENDING and not self._engine.wait_for(self, timeout):
             raise WaitTimeout(f"{self!r} is not done after {timeout:g} s")
         if self._state == CANCELLED:
@@ -191,6 +234,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def __await__(self) -> Generator[Any, None, Any]:
         if self._state == PENDING:
+            import asyncio
+
             loop = asyncio.get_running_loop()
             waiter = loop.create_future()
 
@@ -199,7 +244,9 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
                     waiter.set_result(None)
 
             def done(_: Any) -> None:
-                loop.call_soon_threadsafe(wake, None)
+                # Whoever waited may have given up, and its loop may be closed.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(wake, None)
 
             with self._engine.lock:
                 if self._state == PENDING:
@@ -214,14 +261,23 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def __reduce__(self) -> tuple[Any, ...]:
         met = getattr(collecting, "futures", None)
-        if met is None or not self.task:
+        if not self.task:
+            raise TypeError(f"{self!r} is not a task's: take its result() first")
+        if met is None:
             raise TypeError("a future can be an argument of a task; it cannot be pickled otherwise")
+        if self._engine is not collecting.engine:
+            raise TypeError(f"{self!r} belongs to another session; take its result() first")
         met.append(self.task)
         return resolve_input, (self.task,)
 
     def __repr__(self) -> str:
-        what = f"task {self.task}" if self.task else "request"
-        return f"<raskid.Future of {what}: {self._state.split('_')[0].lower()}>"
+        failed = self._exception is not None or (self._raw is not None and not self._raw_ok)
+        state = "failed" if failed else self._state.split("_")[0].lower()
+        return f"<raskid.Future of {self._what()}: {state}>"
+
+    def _what(self) -> str:
+        number = self.task & ((1 << COUNTER_BITS) - 1)
+        return f"{self._name or 'task'} #{number}" if self.task else self._name or "a request"
 
     def __del__(self) -> None:
         if self.task:

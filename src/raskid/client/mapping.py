@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
-from raskid.model.errors import WaitTimeout
+from raskid.client.futures import check_timeout
+from raskid.model.errors import TaskLost, WaitTimeout
 from raskid.model.ids import TaskId
-from raskid.services.calling import load_error
+from raskid.services.calling import load_error, load_value
 
 if TYPE_CHECKING:
     from raskid.client.engine import Engine
 
 
 class _Chunk:
-    __slots__ = ("count", "errors", "failure", "first", "raw", "task", "values")
+    __slots__ = ("count", "errors", "failure", "first", "raw", "raw_failure", "task", "values")
 
     def __init__(self, task: TaskId, first: int, count: int) -> None:
         self.task = task
@@ -24,11 +24,15 @@ class _Chunk:
         self.raw: bytes | None = None
         self.values: list[Any] | None = None
         self.errors: dict[int, bytes] = {}
+        #: Why there are no values at all: as an exception, or pickled.
         self.failure: BaseException | None = None
+        self.raw_failure: bytes | None = None
 
     @property
     def done(self) -> bool:
-        return self.raw is not None or self.values is not None or self.failure is not None
+        return (
+            self.raw is not None or self.values is not None or self.failure is not None or self.raw_failure is not None
+        )
 
     def is_done(self) -> bool:
         """The same, as a condition to wait for."""
@@ -37,23 +41,38 @@ class _Chunk:
     def open(self) -> list[Any]:
         """The values of the run; those of items that failed are None."""
         if self.failure is not None:
-            raise self.failure
-        if self.values is None:
-            assert self.raw is not None
-            self.values, self.errors = pickle.loads(self.raw)
+            raise self.failure.with_traceback(None)
+        if self.raw_failure is not None:
+            raise load_error(self.raw_failure)
+        raw = self.raw
+        if self.values is None and raw is not None:
+            try:
+                values, self.errors = load_value(raw)
+            except Exception as error:
+                error.add_note(f"(while the values of {self.items()} were unpickled in the script)")
+                raise
+            # In this order: another thread may look at the same moment.
+            self.values = values
             self.raw = None
+        assert self.values is not None
         return self.values
+
+    def items(self) -> str:
+        """Which items these are."""
+        return f"items {self.first} to {self.first + self.count - 1}" if self.count > 1 else f"item {self.first}"
 
 
 class MapResult(Sequence[Any]):
     """Values of a map, in the order of the items. Looking at one waits for it; an item that failed raises there."""
 
-    def __init__(self, engine: Engine, count: int) -> None:
+    def __init__(self, engine: Engine, count: int, name: str = "") -> None:
         self._engine = engine
         self._count = count
+        self._name = name or "a function"
         self._chunks: list[_Chunk] = []
         self._by_task: dict[TaskId, _Chunk] = {}
         self._left = 0
+        self._when_done: list[Callable[[], None]] = []
 
     # ── by the session ──
 
@@ -70,18 +89,38 @@ class MapResult(Sequence[Any]):
         if ok:
             chunk.raw = raw
         else:
-            chunk.failure = load_error(raw)
-        self._left -= 1
+            # Unpickled by whoever looks at it: that is the user's code, and has no place under the session's lock.
+            chunk.raw_failure = raw
+        self._one_less()
 
     def chunk_failed(self, task: TaskId, error: BaseException) -> None:
         """A run of items has no values and will have none."""
-        self._by_task.pop(task).failure = error
-        self._left -= 1
+        chunk = self._by_task.pop(task)
+        if isinstance(error, TaskLost):
+            together = ", which ran together: any of them may have ended the runner" if chunk.count > 1 else ""
+            error.args = (f"{error} ({chunk.items()} of the map of {self._name}{together})", *error.args[1:])
+        chunk.failure = error
+        self._one_less()
 
     def fail_with(self, error: BaseException) -> None:
         """The session is over."""
         for task in list(self._by_task):
             self.chunk_failed(task, error)
+
+    def when_done(self, callback: Callable[[], None]) -> None:
+        """Call this, under the session's lock, once all values are here; now, if they are."""
+        with self._engine.lock:
+            if self._left:
+                self._when_done.append(callback)
+                return
+        callback()
+
+    def _one_less(self) -> None:
+        self._left -= 1
+        if not self._left:
+            callbacks, self._when_done = self._when_done, []
+            for callback in callbacks:
+                callback()
 
     # ── by the user ──
 
@@ -96,6 +135,8 @@ class MapResult(Sequence[Any]):
             WaitTimeout: They are not here within `timeout` seconds.
             Exception: What the first failed item raised.
         """
+        if timeout is not None:
+            check_timeout(timeout)
         if not self._engine.wait(self.done, timeout):
             raise WaitTimeout(f"{self!r} is not done after {timeout:g} s")
         out: list[Any] = []
@@ -142,8 +183,12 @@ class MapResult(Sequence[Any]):
 
     def __repr__(self) -> str:
         return (
-            f"<raskid.MapResult of {self._count} items, {len(self._chunks) - self._left}/{len(self._chunks)} runs done>"
+            f"<raskid.MapResult of {self._name}, {self._count} items: "
+            f"{len(self._chunks) - self._left}/{len(self._chunks)} runs done>"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("the result of a map is no argument of a task: give it the values, session.gather(result)")
 
     def __del__(self) -> None:
         for chunk in self._chunks:

@@ -1,27 +1,33 @@
-"""What users hold of messages: the messages themselves, subscriptions, shared lists."""
+"""What users hold of messages: the messages themselves, and subscriptions."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raskid.core.lists import UnwatchList
-from raskid.core.messaging import Unsubscribed
-from raskid.model.errors import SessionClosed, WaitTimeout
+from raskid.client.callbacks import Callback
+from raskid.client.checks import check_limit, check_seconds
+from raskid.client.futures import Future
+from raskid.client.loops import running_loop
+from raskid.client.waiting import result_in, result_of
+from raskid.core.events import Unsubscribed
+from raskid.model.errors import SessionClosed, WaitTimeout, WrongThread
 from raskid.model.ids import PeerId, RequestId
-from raskid.model.topics import REACTIONS, SHARED, list_name
-from raskid.protocol.messages import DeleteRecord, PutRecord
-from raskid.protocol.values import decode_body, decode_value, encode_value
+from raskid.model.topics import REACTIONS, list_name
+from raskid.protocol.messages import DeleteRecord
+from raskid.protocol.values import decode_body
 
 if TYPE_CHECKING:
-    from raskid.client.session import Session
+    import asyncio
 
+    from raskid.client.topics import Topics
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+#: How much longer than it was asked to the hub may take to answer.
+ANSWER_S = 5.0
 
 
 class Message:
@@ -67,7 +73,23 @@ class Message:
         return self._args[0] if self._args else None
 
     def __getitem__(self, name: str) -> Any:
-        return self.fields[name]
+        """The named value `name`.
+
+        Raises:
+            KeyError: The message has none of that name.
+            TypeError: It is looked up by something else than a name.
+        """
+        fields = self.fields
+        if not isinstance(name, str):
+            raise TypeError(
+                f"the values of a message are looked up by name, got {name!r:.60}; this one on {self.topic!r} has "
+                f"{len(self.args)} without a name, in .args"
+            )
+        try:
+            return fields[name]
+        except KeyError:
+            known = f"its fields are {', '.join(map(repr, fields))}" if fields else "it has no fields"
+            raise KeyError(f"a message on {self.topic!r} has no field {name!r:.60}; {known}") from None
 
     def __repr__(self) -> str:
         return f"<raskid.Message {self.topic!r} args={self.args!r} fields={self.fields!r}>"
@@ -76,14 +98,20 @@ class Message:
 class Subscription:
     """Messages of a topic: iterate over it (``for`` or ``async for``), or give a callback.
 
+    Several threads, or several coroutines, may read one subscription: each message goes to one of them. Leave it with
+    `close`, or ``with``; in asyncio with ``await subscription.aclose()``, or ``async with``.
+
     Attributes:
+        topic: The topic's name.
+        capacity: How many messages of one publisher may wait here.
         silent: Publishers that did not acknowledge the subscription in time; they may still follow.
         dropped: How many messages were left out so far, by the policy.
+        closed: Whether nothing more will come.
     """
 
     def __init__(
         self,
-        session: Session,
+        session: Topics,
         identifier: RequestId,
         topic: str,
         capacity: int,
@@ -96,9 +124,14 @@ class Subscription:
         self.silent: tuple[str, ...] = ()
         self.dropped = 0
         self.closed = False
-        self._callback = callback
+        #: The session ended before the subscription did.
+        self._orphaned = False
+        self._callback = Callback(session.engine, callback) if callback is not None else None
+        #: What was taken of each publisher's messages and not reported yet. A publisher hears of it in batches; until
+        #: then its credit only looks smaller than it is.
         self._taken: dict[PeerId, int] = {}
-        self._batch = max(1, capacity // 4)
+        self._batch = max(1, capacity // 2)
+        # The session's lock guards these two, and `_taken`.
         self._messages: deque[Message] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
 
@@ -107,35 +140,96 @@ class Subscription:
     def arrived(self, message: Message) -> None:
         """A message came."""
         self.dropped += message.dropped
-        if self._callback is not None:
-            self._session.engine.call_soon(self._call, message)
+        callback = self._callback
+        if callback is not None:
+            callback.call_soon(message, then=partial(self._took, message.publisher))
             return
         self._messages.append(message)
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                break
+        if self._waiters:
+            self._wake_one()
+
+    @property
+    def has_callback(self) -> bool:
+        """Whether messages go to a callback."""
+        return self._callback is not None
 
     def publisher_ended(self, dropped: int) -> None:
         """A publisher sends nothing more."""
         self.dropped += dropped
 
-    def _call(self, message: Message) -> None:
-        assert self._callback is not None
-        try:
-            self._callback(message)
-        finally:
-            self._took(message)
+    def ended(self) -> None:
+        """Nothing more will come: the subscription was closed, or the session has ended."""
+        session = self._session
+        with session.engine.lock:
+            if self.closed:
+                return
+            self._orphaned = session.engine.failure is not None
+            self.closed = True
+            session.subscriptions.pop(self.id, None)
+            while self._waiters:
+                self._wake_one()
+        session.engine.tell(Unsubscribed(self.id))
+        # Other threads may be waiting for a message of it.
+        session.engine.rouse()
 
-    def _took(self, message: Message) -> None:
-        # The publisher hears of it in batches; until then its credit only looks smaller than it is.
-        taken = self._taken.get(message.publisher, 0) + 1
-        if taken >= self._batch:
-            self._taken[message.publisher] = 0
+    def _wake_one(self) -> None:
+        """Have one of the coroutines that wait look again."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            loop = waiter.get_loop()
+            if loop is running_loop():
+                if not waiter.done():
+                    waiter.set_result(None)
+                    return
+            else:
+                # A loop that was closed meanwhile has nobody left who waits.
+                with contextlib.suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._wake, waiter)
+                    return
+
+    def _wake(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+            return
+        with self._session.engine.lock:
+            # It was cancelled on the way; the message is for another.
+            if self._messages or self.closed:
+                self._wake_one()
+
+    # ── taking messages ──
+
+    def _took(self, publisher: PeerId) -> None:
+        """A reader is through with a message of this publisher."""
+        with self._session.engine.lock:
+            taken = self._count(publisher)
+        if taken:
+            self._session.took(self, publisher, taken)
+
+    def _count(self, publisher: PeerId) -> int:
+        """Under the lock: count one message; how many the publisher is to hear of now, if any."""
+        taken = self._taken.get(publisher, 0) + 1
+        if taken < self._batch:
+            self._taken[publisher] = taken
+            return 0
+        self._taken[publisher] = 0
+        return taken
+
+    def _pop(self) -> Message | None:
+        """The next message, if one is here."""
+        if not self._messages:
+            return None
+        with self._session.engine.lock:
+            # Another thread may have been faster.
+            if not self._messages:
+                return None
+            message = self._messages.popleft()
+            taken = self._count(message.publisher)
+        if taken:
             self._session.took(self, message.publisher, taken)
-        else:
-            self._taken[message.publisher] = taken
+        return message
+
+    def _look(self) -> bool:
+        return bool(self._messages) or self.closed
 
     # ── by the user ──
 
@@ -143,69 +237,119 @@ class Subscription:
         return self
 
     def __next__(self) -> Message:
-        message = self.get()
+        message = self._next(None)
         if message is None:
             raise StopIteration
         return message
 
     def get(self, timeout: float | None = None) -> Message | None:
-        """The next message; None once the subscription is closed and empty.
+        """The next message; None once the subscription was closed and all its messages are taken.
+
+        Args:
+            timeout: How long to wait, in seconds; None: without limit.
 
         Raises:
             WaitTimeout: Nothing came within `timeout` seconds.
+            SessionClosed: The session has ended, and with it the subscription. (A loop over the subscription ends.)
         """
-        messages = self._messages
-        if not messages:
-            engine = self._session.engine
+        message = self._next(check_limit("timeout", timeout))
+        if message is None and self._orphaned:
+            raise SessionClosed(f"no more messages on {self.topic!r}: {self._session.engine.failure}")
+        return message
+
+    def _next(self, timeout: float | None) -> Message | None:
+        if self._callback is not None:
+            raise TypeError(f"the messages on {self.topic!r} go to a callback; subscribe without one to read them")
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (message := self._pop()) is None:
+            if self.closed:
+                # One that came just before the end is still to be taken.
+                return self._pop()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                if not engine.wait(lambda: bool(messages) or self.closed, timeout):
+                if not self._session.engine.wait(self._look, left):
                     raise WaitTimeout(f"no message on {self.topic!r} within {timeout:g} s")
             except SessionClosed:
-                if not messages:
-                    return None
-            if not messages:
-                return None
-        message = messages.popleft()
-        self._took(message)
+                if not self.closed:
+                    raise
         return message
 
     def __aiter__(self) -> AsyncIterator[Message]:
         return self
 
     async def __anext__(self) -> Message:
-        while not self._messages:
-            if self.closed:
-                raise StopAsyncIteration
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
-        message = self._messages.popleft()
-        self._took(message)
+        import asyncio
+
+        if self._callback is not None:
+            raise TypeError(f"the messages on {self.topic!r} go to a callback; subscribe without one to read them")
+        lock = self._session.engine.lock
+        while (message := self._pop()) is None:
+            with lock:
+                if self._messages:
+                    continue
+                if self.closed:
+                    raise StopAsyncIteration
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                with lock:
+                    if waiter in self._waiters:
+                        self._waiters.remove(waiter)
+                    elif self._messages or self.closed:
+                        # The message that woke this one is for another now.
+                        self._wake_one()
+                raise
         return message
 
+    # ── the end ──
+
+    def close_nowait(self, timeout: float = 5.0) -> Future:
+        """As `close`, without waiting: the future is done when no publisher sends anything more. Messages are taken
+        until `ended` is called."""
+        session = self._session
+        request = DeleteRecord(
+            session.request_id(), list_name(REACTIONS, self.topic), str(self.id), check_seconds("timeout", timeout)
+        )
+        return session.ask(request)
+
+    def _what(self) -> str:
+        return f"the hub did not confirm the end of a subscription to {self.topic!r}"
+
     def close(self, timeout: float = 5.0) -> None:
-        """Unsubscribe; when this returns, no publisher sends anything more."""
+        """Unsubscribe; when this returns, no publisher sends anything more. What has come can still be read.
+
+        Args:
+            timeout: How long to wait for publishers, in seconds.
+
+        Raises:
+            WrongThread: Called in the session's event loop; use ``await subscription.aclose()`` there.
+            WaitTimeout: The hub did not answer.
+        """
+        timeout = check_seconds("timeout", timeout)
         if self.closed:
             return
-        session = self._session
-        request = session.request_id()
-        name = list_name(REACTIONS, self.topic)
+        loop = self._session.engine.loop
+        if loop is not None and loop is running_loop():
+            raise WrongThread(
+                f"close() of a subscription to {self.topic!r} would block the event loop that serves it; use "
+                "`await subscription.aclose()`, or `async with`"
+            )
         try:
-            session.ask(DeleteRecord(request, name, str(self.id), timeout)).result(timeout + 5)
+            result_of(self.close_nowait(timeout), timeout + ANSWER_S, self._what())
         finally:
             self.ended()
 
-    def ended(self) -> None:
-        """Nothing more will come."""
-        self.closed = True
-        session = self._session
-        session.subscriptions.pop(self.id, None)
-        if not session.engine.closing:
-            session.engine.driver.handle(Unsubscribed(self.id))
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.get_loop().call_soon_threadsafe(_wake, waiter)
+    async def aclose(self, timeout: float = 5.0) -> None:
+        """As `close`, for asyncio."""
+        timeout = check_seconds("timeout", timeout)
+        if self.closed:
+            return
+        try:
+            await result_in(self.close_nowait(timeout), timeout + ANSWER_S, self._what())
+        finally:
+            self.ended()
 
     def __enter__(self) -> Subscription:
         return self
@@ -213,82 +357,13 @@ class Subscription:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    async def __aenter__(self) -> Subscription:
+        return self
 
-class SharedDict(MutableMapping[str, Any]):
-    """A shared dictionary: every process sees the same records, and their changes in the same order.
-
-    Records die with the process that wrote them, or are permanent (`put(key, value, permanent=True)`). Reading is
-    local; writing returns when the hub has the change.
-    """
-
-    def __init__(self, session: Session, topic: str) -> None:
-        self._session = session
-        self.name = topic
-        self._list = list_name(SHARED, topic)
-        session.follow(self._list)
-
-    @property
-    def _records(self) -> dict[str, Any]:
-        return self._session.replica(self._list).records
-
-    @property
-    def version(self) -> int:
-        """The number of the last change seen here."""
-        return self._session.replica(self._list).version
-
-    def __getitem__(self, key: str) -> Any:
-        with self._session.engine.lock:
-            return decode_value(self._records[key].value)
-
-    def owner(self, key: str) -> str:
-        """The peer that wrote a record; empty for a permanent one."""
-        return str(self._records[key].owner)
-
-    def put(self, key: str, value: Any, permanent: bool = False, timeout: float = 10.0) -> None:
-        """Write a record.
-
-        Raises:
-            NotAllowed: It belongs to another process.
-        """
-        session = self._session
-        request = session.request_id()
-        reply = session.ask(PutRecord(request, self._list, key, encode_value(value), permanent)).result(timeout)
-        session.engine.wait(lambda: self.version >= reply.version, timeout)
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.put(key, value)
-
-    def __delitem__(self, key: str) -> None:
-        if key not in self._records:
-            raise KeyError(key)
-        session = self._session
-        reply = session.ask(DeleteRecord(session.request_id(), self._list, key)).result(10.0)
-        session.engine.wait(lambda: self.version >= reply.version, 10.0)
-
-    def __iter__(self) -> Iterator[str]:
-        with self._session.engine.lock:
-            return iter(list(self._records))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def wait(self, condition: Callable[[SharedDict], bool], timeout: float | None = None) -> None:
-        """Wait until `condition(self)` holds.
-
-        Raises:
-            WaitTimeout: It does not within `timeout` seconds.
-        """
-        if not self._session.engine.wait(lambda: condition(self), timeout):
-            raise WaitTimeout(f"the condition on shared list {self.name!r} did not hold within {timeout:g} s")
-
-    def on_change(self, callback: Callable[[SharedDict, str | None], Any]) -> None:
-        """Call `callback(self, key)` after every change, in order; key is None for the first state."""
-        self._session.list_callbacks.setdefault(self._list, []).append(lambda key: callback(self, key))
-
-    def close(self) -> None:
-        """Follow it no longer."""
-        self._session.list_callbacks.pop(self._list, None)
-        self._session.engine.send(UnwatchList(self._list))
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
-        return f"<raskid.SharedDict {self.name!r}: {dict(self)!r}>"
+        state = "closed" if self.closed else "open"
+        waiting = "called back" if self._callback is not None else f"{len(self._messages)} waiting"
+        return f"<raskid.Subscription to {self.topic!r}: {state}, {waiting}, {self.dropped} dropped>"

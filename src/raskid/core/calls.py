@@ -1,15 +1,17 @@
 """Requests and replies between peers: one call, one answer, errors included, with time limits and cancellation.
 
-Who serves a name is a list in the hub; the caller follows it and sends straight to one of the providers, in turn.
+Who serves a name is a list in the hub; the caller follows it and sends straight to one of the providers, in turn. It
+follows the list of a service that nobody serves only as long as requests wait for one.
 """
 
 from __future__ import annotations
 
+import heapq
 from typing import Any
 
+from raskid.core.effects import CallDone, Effect, Introduce, Invoke, InvokeCancelled, Send
+from raskid.core.events import CancelRequest, Event, PeerGone, Received, Reply, Request, Serve, Unserve
 from raskid.core.lists import Lists, Replica
-from raskid.core.machine import Effect, Event, PeerGone, Received, Send
-from raskid.core.messaging import Introduce
 from raskid.model.errors import RemoteProtocolError
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import SERVICES, list_name
@@ -18,66 +20,6 @@ from raskid.protocol.reactions import decode_provider
 from raskid.protocol.values import encode_value
 
 SERVING_MAX = 100_000
-
-
-class Request(Event, frozen=True):
-    """Command: call a service; `deadline` is a time of the same clock as `now`."""
-
-    request: RequestId
-    service: str
-    body: bytes
-    deadline: float
-
-
-class CancelRequest(Event, frozen=True):
-    """Command: the answer is no longer wanted."""
-
-    request: RequestId
-
-
-class Serve(Event, frozen=True):
-    """Command: calls of this service are answered here."""
-
-    service: str
-
-
-class Unserve(Event, frozen=True):
-    """Command: and no longer."""
-
-    service: str
-
-
-class Reply(Event, frozen=True):
-    """Command: the answer to a call that was invoked here."""
-
-    request: RequestId
-    ok: bool
-    body: bytes
-
-
-class Invoke(Effect, frozen=True):
-    """Run the handler of a service; answer with `Reply`."""
-
-    request: RequestId
-    caller: PeerId
-    service: str
-    body: bytes
-
-
-class InvokeCancelled(Effect, frozen=True):
-    """The caller of a running handler no longer waits."""
-
-    request: RequestId
-
-
-class CallDone(Effect, frozen=True):
-    """A request has its answer: a body, or the name of an error class and a text."""
-
-    request: RequestId
-    ok: bool
-    body: bytes
-    error: str = ""
-    text: str = ""
 
 
 class _Pending:
@@ -105,6 +47,9 @@ class Calls:
         self._providers: dict[str, list[PeerRef]] = {}
         self._turn: dict[str, int] = {}
         self._pending: dict[RequestId, _Pending] = {}
+        #: Holds (deadline, request) of every pending request, and of some that are over.
+        self._deadlines: list[tuple[float, RequestId]] = []
+        #: Requests that wait for somebody who serves, by service; for each of these services nobody is known.
         self._unsent: dict[str, dict[RequestId, _Pending]] = {}
         self._serving: set[str] = set()
         self._running: dict[RequestId, PeerId] = {}
@@ -120,10 +65,11 @@ class Calls:
             caller = self._running.pop(event.request, None)
             return [] if caller is None else [Send(caller, Answer(event.request, event.ok, event.body))]
         if kind is CancelRequest:
-            pending = self._forget(event.request)
-            if pending is None or pending.provider is None:
-                return []
-            return [Send(pending.provider, CancelCall(event.request))]
+            effects: list[Effect] = []
+            pending = self._forget(event.request, effects)
+            if pending is not None and pending.provider is not None:
+                effects.append(Send(pending.provider, CancelCall(event.request)))
+            return effects
         if kind is Serve:
             self._serving.add(event.service)
         elif kind is Unserve:
@@ -136,6 +82,7 @@ class Calls:
 
     def _on_request(self, event: Request) -> list[Effect]:
         pending = self._pending[event.request] = _Pending(event)
+        heapq.heappush(self._deadlines, (event.deadline, event.request))
         effects: list[Effect] = []
         if event.service not in self._providers:
             self._providers[event.service] = []
@@ -143,7 +90,7 @@ class Calls:
             effects = self._lists.follow(name)
             replica = self._lists.replicas[name]
             if replica.ready:
-                effects += self.on_replica(event.service, replica, None)
+                effects += self._read(event.service, replica)
         return effects + self._dispatch(pending)
 
     def _dispatch(self, pending: _Pending) -> list[Effect]:
@@ -164,6 +111,16 @@ class Calls:
         if topic not in self._providers:
             # Somebody here looks at this list, and nobody calls.
             return []
+        effects = self._read(topic, replica)
+        if self._providers[topic]:
+            for pending in self._unsent.pop(topic, {}).values():
+                effects += self._dispatch(pending)
+        elif topic not in self._unsent:
+            effects += self._give_up(topic)
+        return effects
+
+    def _read(self, topic: str, replica: Replica) -> list[Effect]:
+        """Take over who serves a topic."""
         effects: list[Effect] = []
         providers: list[PeerRef] = []
         for record in replica.records.values():
@@ -174,18 +131,22 @@ class Calls:
             providers.append(provider.target)
             effects.append(Introduce(provider.target))
         self._providers[topic] = providers
-        if providers:
-            for pending in self._unsent.pop(topic, {}).values():
-                effects += self._dispatch(pending)
         return effects
+
+    def _give_up(self, service: str) -> list[Effect]:
+        """Names that nobody serves could be any number, and the hub keeps a list for each that is followed."""
+        del self._providers[service]
+        self._turn.pop(service, None)
+        return self._lists.unfollow(list_name(SERVICES, service))
 
     def _on_message(self, peer: PeerId, message: Message) -> list[Effect]:
         if type(message) is Answer:
             pending = self._pending.get(message.request)
             if pending is None or pending.provider != peer:
                 return []
-            self._forget(message.request)
-            return [CallDone(message.request, message.ok, message.body)]
+            effects: list[Effect] = [CallDone(message.request, message.ok, message.body)]
+            self._forget(message.request, effects)
+            return effects
         if type(message) is Call:
             text = ""
             if message.service not in self._serving:
@@ -203,20 +164,35 @@ class Calls:
             return [InvokeCancelled(message.request)]
         return []
 
-    def _forget(self, request: RequestId) -> _Pending | None:
+    def on_refused(self, topic: str, code: str, text: str) -> list[Effect]:
+        """The hub does not let us follow who serves this: no request for it can be sent."""
+        effects: list[Effect] = []
+        for request in self._unsent.pop(topic, {}):
+            del self._pending[request]
+            effects.append(CallDone(request, False, b"", code, text))
+        self._providers.pop(topic, None)
+        self._turn.pop(topic, None)
+        return effects
+
+    def _forget(self, request: RequestId, effects: list[Effect]) -> _Pending | None:
         pending = self._pending.pop(request, None)
         if pending is not None and pending.provider is None:
-            waiting = self._unsent.get(pending.service, {})
-            waiting.pop(request, None)
+            waiting = self._unsent[pending.service]
+            del waiting[request]
             if not waiting:
-                self._unsent.pop(pending.service, None)
+                del self._unsent[pending.service]
+                effects += self._give_up(pending.service)
+        # Most requests are answered long before their deadline, whose entry stays; this keeps those in proportion.
+        if len(self._deadlines) > 64 + 2 * len(self._pending):
+            self._deadlines = [(it.deadline, it.request) for it in self._pending.values()]
+            heapq.heapify(self._deadlines)
         return pending
 
     def _on_gone(self, event: PeerGone) -> list[Effect]:
         effects: list[Effect] = []
         lost = [p for p in self._pending.values() if p.provider == event.peer and p.incarnation <= event.incarnation]
         for pending in lost:
-            self._forget(pending.request)
+            self._forget(pending.request, effects)
             text = f"{event.peer} was to answer a request for {pending.service!r} and is gone: {event.reason}"
             effects.append(CallDone(pending.request, False, b"", "PeerLost", text))
         for service, providers in self._providers.items():
@@ -231,8 +207,9 @@ class Calls:
 
     def _on_tick(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for pending in [p for p in self._pending.values() if p.deadline <= now]:
-            self._forget(pending.request)
+        while (deadline := self.next_deadline()) is not None and deadline <= now:
+            pending = self._pending[self._deadlines[0][1]]
+            self._forget(pending.request, effects)
             if pending.provider is None:
                 text = f"nobody serves {pending.service!r}; start a process that calls serve({pending.service!r}, ...)"
                 effects.append(CallDone(pending.request, False, b"", "NoSuchService", text))
@@ -244,10 +221,15 @@ class Calls:
 
     def next_deadline(self) -> float | None:
         """The nearest time limit of a request."""
-        return min((pending.deadline for pending in self._pending.values()), default=None)
+        heap = self._deadlines
+        while heap and heap[0][1] not in self._pending:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
+        assert {(it.deadline, it.request) for it in self._pending.values()} <= set(self._deadlines)
+        assert all(self._unsent.values()) and self._unsent.keys() <= self._providers.keys()
         for pending in self._pending.values():
             unsent = pending.request in self._unsent.get(pending.service, {})
             assert unsent == (pending.provider is None) == (pending.body is not None)

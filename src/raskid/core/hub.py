@@ -15,9 +15,8 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
-import msgspec
-
-from raskid.core.machine import Effect, PeerGone, PeerJoined, Received, Send, Tick
+from raskid.core.effects import Effect, Send
+from raskid.core.events import PeerGone, PeerJoined, Received, Tick
 from raskid.model.errors import TopicNameError
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import check_list_name
@@ -48,33 +47,46 @@ WAITS_MAX = 100_000
 SETTLE_S_MAX = 3600.0
 
 
-class _Wait(msgspec.Struct, eq=False):
+class _Wait:
     """An answer held back until `pending` readers acknowledge `version`."""
 
-    number: int
-    asker: PeerId
-    request: RequestId
-    name: str
-    version: int
-    deadline: float
-    #: For each peer here, `waits` of that list's reader holds this wait, and nowhere else.
-    pending: dict[PeerId, None]
+    __slots__ = ("asker", "deadline", "name", "number", "pending", "request", "version")
+
+    def __init__(
+        self, number: int, asker: PeerId, request: RequestId, name: str, version: int, deadline: float,
+        pending: dict[PeerId, None],
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.asker = asker
+        self.request = request
+        self.name = name
+        self.version = version
+        self.deadline = deadline
+        #: For each peer here, `waits` of that list's reader holds this wait, and nowhere else.
+        self.pending = pending
 
 
-class _Reader(msgspec.Struct, eq=False):
-    """A peer that watches a list. `acked` is None for one that does not acknowledge."""
+class _Reader:
+    """A peer that watches a list."""
 
-    acked: int | None
-    #: In order of version, because changes come in that order.
-    waits: dict[int, _Wait]
+    __slots__ = ("acked", "waits")
+
+    def __init__(self) -> None:
+        #: None for one that does not acknowledge.
+        self.acked: int | None = None
+        #: In order of version, because changes come in that order.
+        self.waits: dict[int, _Wait] = {}
 
 
-class _List(msgspec.Struct, eq=False):
+class _List:
     """The records of one list in order of insertion; `version` counts its changes."""
 
-    version: int
-    records: dict[str, Record]
-    readers: dict[PeerId, _Reader]
+    __slots__ = ("readers", "records", "version")
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.records: dict[str, Record] = {}
+        self.readers: dict[PeerId, _Reader] = {}
 
 
 class _Refusal(Exception):
@@ -94,7 +106,7 @@ class Hub:
     )
 
     def __init__(self) -> None:
-        #: Watches that could not be carried out; they carry no request that an answer could name.
+        #: Watches that could not be carried out; those that carry a request were answered as well.
         self.refused = 0
         self._lists: dict[str, _List] = {}
         #: At least the version of every list that was forgotten, so that a list which comes again never goes back.
@@ -198,13 +210,15 @@ class Hub:
         name = message.name
         try:
             lst = self._list_for_change(name)
-        except _Refusal:
+        except _Refusal as refusal:
             self.refused += 1
+            if message.request:
+                effects.append(Send(peer, RequestRefused(message.request, refusal.code, refusal.text)))
             return
         effects.append(Send(peer, ListState(name, lst.version, list(lst.records.values()))))
         reader = lst.readers.get(peer)
         if reader is None:
-            lst.readers[peer] = reader = _Reader(None, {})
+            lst.readers[peer] = reader = _Reader()
             self._reads.setdefault(peer, {})[name] = None
         # What the state holds needs no acknowledgement: the reader acts by nothing older than it.
         reader.acked = lst.version if message.acks else None
@@ -291,7 +305,7 @@ class Hub:
             self._check_name(name)
             if len(self._lists) >= LISTS_MAX:
                 raise _Refusal("Overflow", f"there are {LISTS_MAX:,} lists already, so {name!r} cannot be added")
-            lst = self._lists[name] = _List(self._version_base, {}, {})
+            lst = self._lists[name] = _List(self._version_base)
         return lst
 
     # ── Changes ──────────────────────────────────────────────────────────────────────────────────────────────────────

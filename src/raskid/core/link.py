@@ -11,16 +11,14 @@ The link does not know how connections are made; `raskid.core.peer` does.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from operator import attrgetter
-from typing import Any
 
-from raskid.model.errors import RemoteProtocolError
+from raskid.model.errors import LocalProtocolError, RemoteProtocolError
 from raskid.model.ids import PeerId
 from raskid.protocol.codec import decode_batch, encode_batch
 from raskid.protocol.framing import BULK as BULK_FLAG
 from raskid.protocol.framing import FRAGMENT_BYTES, MORE, frame
 from raskid.protocol.messages import BULK, AnyMessage
+from raskid.protocol.weights import weigh
 
 #: Bulk waits while this much is unacknowledged; control does not.
 WINDOW_BYTES = 4 << 20
@@ -29,42 +27,31 @@ ACK_FRAMES = 64
 ACK_BYTES = 512 * 1024
 #: A batch takes no more messages than this, so that the other end sees the first of them soon.
 BATCH_MESSAGES = 512
-#: A message put together from fragments may be this long.
+#: A message may be this long; a batch of several is never much longer than `FRAGMENT_BYTES`.
 MESSAGE_BYTES_MAX = 1 << 30
-
-_OVERHEAD = 24
-
-
-#: How to find the bytes that a kind of bulk message carries; None for one that carries none.
-_CARRIED: dict[type, Callable[[Any], bytes] | None] = {
-    kind: next((attrgetter(name) for name in ("body", "value", "data") if name in kind.__struct_fields__), None)
-    for kind in BULK
-}
-
-
-def _weight(message: AnyMessage) -> int:
-    """About how many bytes a bulk message takes on the wire."""
-    carried = _CARRIED[type(message)]
-    return _OVERHEAD if carried is None else len(carried(message)) + _OVERHEAD
 
 
 class Link:
     """One end of a link. Not thread-safe; owned by a `raskid.core.peer.Peer`."""
 
     __slots__ = (
-        "_ack_bytes", "_ack_frames", "_expected", "_fragments", "_partial", "_resend", "_unacked", "acked", "bulk",
-        "bulk_bytes", "control", "incarnation", "messages_received", "messages_sent", "peer", "received", "sent",
-        "unacked_bytes",
+        "_ack_bytes", "_ack_frames", "_expected", "_fragments", "_partial", "_pieces", "_resend", "_unacked", "acked",
+        "bulk", "bulk_bytes", "control", "control_bytes", "doubled", "incarnation", "messages_received",
+        "messages_sent", "peer", "received", "sent", "unacked_bytes",
     )  # fmt: skip
 
     def __init__(self, peer: PeerId, incarnation: int) -> None:
         self.peer = peer
         self.incarnation = incarnation
-        self.control: list[AnyMessage] = []
+        self.control: deque[AnyMessage] = deque()
+        #: What is left of a control batch that is being cut into frames; it goes before `control`.
+        self._pieces: deque[bytes] = deque()
+        #: Bytes waiting in `control` (by weight) and `_pieces`.
+        self.control_bytes = 0
         self.bulk: deque[AnyMessage] = deque()
-        #: Bytes waiting in `bulk` and `_fragments`.
-        self.bulk_bytes = 0
         self._fragments: deque[bytes] = deque()
+        #: Bytes waiting in `bulk` (by weight) and `_fragments`.
+        self.bulk_bytes = 0
         #: Counted frames given out, and how many of them the other end has; `_unacked` holds exactly those between.
         self.sent = 0
         self.acked = 0
@@ -73,24 +60,40 @@ class Link:
         self._resend: deque[tuple[int, bytes]] = deque()
         self.received = 0
         self._expected = 0
+        #: Frames that came again over another connection, and were left out.
+        self.doubled = 0
         self._ack_frames = 0
         self._ack_bytes = 0
-        self._partial: dict[int, list[bytes]] = {}
+        self._partial: dict[int, bytearray] = {}
         self.messages_sent = 0
         self.messages_received = 0
 
     # ── sending ──
 
     def send(self, message: AnyMessage) -> None:
-        """Queue a message."""
-        if type(message) in _CARRIED:
+        """Queue a message.
+
+        Raises:
+            LocalProtocolError: It is longer than `MESSAGE_BYTES_MAX`; nothing is queued.
+        """
+        weight = weigh(message)
+        if weight > MESSAGE_BYTES_MAX:
+            raise LocalProtocolError(
+                f"a {type(message).__name__} of {weight:,} bytes for peer {self.peer} is too long: a message may have "
+                f"{MESSAGE_BYTES_MAX:,} bytes. Send less at a time"
+            )
+        if type(message) in BULK:
             self.bulk.append(message)
-            self.bulk_bytes += _weight(message)
+            self.bulk_bytes += weight
         else:
             self.control.append(message)
+            self.control_bytes += weight
 
     def take(self, room: int) -> bytes:
-        """Frames to write now, about `room` bytes: repetitions, control, bulk within the window, or a bare ack."""
+        """Frames to write now, about `room` bytes: repetitions, control, bulk within the window, or a bare ack.
+
+        At most one frame goes over the room, by its own length.
+        """
         out: list[bytes] = []
         size = 0
         while self._resend and size < room:
@@ -100,14 +103,18 @@ class Link:
         if self._resend:
             # Order across a reconnection: nothing new may pass what has to be repeated.
             return b"".join(out)
-        if self.control:
-            messages, self.control = self.control, []
-            self.messages_sent += len(messages)
-            payload = encode_batch(messages)
-            last = (len(payload) - 1) // FRAGMENT_BYTES * FRAGMENT_BYTES
-            for at in range(0, last, FRAGMENT_BYTES):
-                size += self._count(MORE, payload[at : at + FRAGMENT_BYTES], out)
-            size += self._count(0, payload[last:] if last else payload, out)
+        while size < room and (self._pieces or self.control):
+            if self._pieces:
+                payload = self._pieces.popleft()
+                self.control_bytes -= len(payload)
+                size += self._count(MORE if self._pieces else 0, payload, out)
+            else:
+                payload = self._control_batch()
+                if len(payload) <= FRAGMENT_BYTES:
+                    size += self._count(0, payload, out)
+                else:
+                    _cut(payload, self._pieces)
+                    self.control_bytes += len(payload)
         while size < room and self.unacked_bytes < WINDOW_BYTES:
             if self._fragments:
                 payload = self._fragments.popleft()
@@ -118,9 +125,7 @@ class Link:
                 if len(payload) <= FRAGMENT_BYTES:
                     size += self._count(BULK_FLAG, payload, out)
                 else:
-                    view = memoryview(payload)
-                    cuts = range(0, len(payload), FRAGMENT_BYTES)
-                    self._fragments.extend(bytes(view[at : at + FRAGMENT_BYTES]) for at in cuts)
+                    _cut(payload, self._fragments)
                     self.bulk_bytes += len(payload)
             else:
                 break
@@ -130,17 +135,27 @@ class Link:
             self._ack_frames = self._ack_bytes = 0
         return out[0] if len(out) == 1 else b"".join(out)
 
+    def _control_batch(self) -> bytes:
+        if self.control_bytes <= FRAGMENT_BYTES and len(self.control) <= BATCH_MESSAGES:
+            # The usual case: everything at once, and nothing is weighed a second time.
+            messages = list(self.control)
+            self.control.clear()
+            self.control_bytes = 0
+        else:
+            messages, weight = _take_batch(self.control)
+            self.control_bytes -= weight
+        self.messages_sent += len(messages)
+        return encode_batch(messages)
+
     def _bulk_batch(self) -> bytes:
-        bulk = self.bulk
-        messages: list[AnyMessage] = []
-        weight = 0
-        while bulk and weight < FRAGMENT_BYTES and len(messages) < BATCH_MESSAGES:
-            added = _weight(bulk[0])
-            if messages and weight + added > FRAGMENT_BYTES:
-                break
-            weight += added
-            messages.append(bulk.popleft())
-        self.bulk_bytes -= weight
+        if self.bulk_bytes <= FRAGMENT_BYTES and len(self.bulk) <= BATCH_MESSAGES and not self._fragments:
+            # As with control, the usual case.
+            messages = list(self.bulk)
+            self.bulk.clear()
+            self.bulk_bytes = 0
+        else:
+            messages, weight = _take_batch(self.bulk)
+            self.bulk_bytes -= weight
         self.messages_sent += len(messages)
         return encode_batch(messages)
 
@@ -152,10 +167,21 @@ class Link:
         return len(payload)
 
     @property
+    def has_unsent(self) -> bool:
+        """Whether something waits that no connection has taken yet (though perhaps an earlier one)."""
+        return bool(self.control or self._pieces or self.bulk or self._fragments or self._resend)
+
+    @property
+    def has_unacknowledged(self) -> bool:
+        """Whether the other end may lack something that was sent or waits."""
+        return bool(self._unacked) or self.has_unsent
+
+    @property
     def has_output(self) -> bool:
         """Whether `take` would give something."""
         return bool(
             self.control
+            or self._pieces
             or self._resend
             or ((self.bulk or self._fragments) and self.unacked_bytes < WINDOW_BYTES)
             or self._ack_frames >= ACK_FRAMES
@@ -201,20 +227,25 @@ class Link:
             return []
         self._expected += 1
         if self._expected <= self.received:
+            self.doubled += 1
             return []
         self.received = self._expected
         self._ack_frames += 1
         self._ack_bytes += len(payload)
         lane = word & BULK_FLAG
         if word & MORE:
-            pieces = self._partial.setdefault(lane, [])
-            pieces.append(payload)
-            if len(pieces) * FRAGMENT_BYTES > MESSAGE_BYTES_MAX:
+            partial = self._partial.setdefault(lane, bytearray())
+            partial += payload
+            # A sender weighs a message before it is in a batch, which adds a little.
+            if len(partial) > MESSAGE_BYTES_MAX + FRAGMENT_BYTES:
                 raise RemoteProtocolError(f"peer {self.peer} sends a message of more than {MESSAGE_BYTES_MAX:,} bytes")
             return []
         if self._partial and lane in self._partial:
-            payload = b"".join([*self._partial.pop(lane), payload])
-        messages = decode_batch(payload)
+            whole = self._partial.pop(lane)
+            whole += payload
+            messages = decode_batch(whole)
+        else:
+            messages = decode_batch(payload)
         self.messages_received += len(messages)
         return messages
 
@@ -222,5 +253,24 @@ class Link:
         """Raise AssertionError when the counts disagree."""
         assert len(self._unacked) == self.sent - self.acked, (len(self._unacked), self.sent, self.acked)
         assert self.unacked_bytes == sum(len(payload) for _, payload in self._unacked)
-        assert self.bulk_bytes == sum(map(_weight, self.bulk)) + sum(map(len, self._fragments))
+        assert self.bulk_bytes == sum(map(weigh, self.bulk)) + sum(map(len, self._fragments))
+        assert self.control_bytes == sum(map(weigh, self.control)) + sum(map(len, self._pieces))
         assert self._expected <= self.received
+
+
+def _take_batch(queue: deque[AnyMessage]) -> tuple[list[AnyMessage], int]:
+    """The first messages of a queue that make about one frame, and their weight; one message at least."""
+    messages: list[AnyMessage] = []
+    weight = 0
+    while queue and len(messages) < BATCH_MESSAGES:
+        added = weigh(queue[0])
+        if messages and weight + added > FRAGMENT_BYTES:
+            break
+        weight += added
+        messages.append(queue.popleft())
+    return messages, weight
+
+
+def _cut(payload: bytes, into: deque[bytes]) -> None:
+    view = memoryview(payload)
+    into.extend(bytes(view[at : at + FRAGMENT_BYTES]) for at in range(0, len(payload), FRAGMENT_BYTES))

@@ -1,15 +1,17 @@
 """Replicas of the hub's lists in this process, and the answers to requests made of the hub and the manager.
 
 A replica holds a list's state and follows its changes in the hub's order. Machines in the same station observe the
-kinds of lists that they act by (reactions, services); everything else is reported as `ListChanged`.
+kinds of lists that they act by (reactions, services); everything else is reported as `ListChanged`. Only the hub may
+say what a list holds: the same messages from anybody else are left out.
 """
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from raskid.core.machine import Effect, Event, Received, Send
-from raskid.model.ids import PeerId
+from raskid.core.effects import Effect, ListChanged, ListRefused, Replied, Send, Unhandled
+from raskid.core.events import Event, Received, UnwatchList, WatchList
+from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import check_list_name
 from raskid.protocol.messages import (
     AcknowledgeList,
@@ -26,33 +28,6 @@ from raskid.protocol.messages import (
     Unwatch,
     Watch,
 )
-
-
-class WatchList(Event, frozen=True):
-    """Command: follow a list."""
-
-    name: str
-
-
-class UnwatchList(Event, frozen=True):
-    """Command: stop following a list."""
-
-    name: str
-
-
-class ListChanged(Effect, frozen=True):
-    """A followed list has a new version. `record` is what changed, None for the first state."""
-
-    name: str
-    version: int
-    record: str | None
-
-
-class Replied(Effect, frozen=True):
-    """A request made of the hub or the manager was answered."""
-
-    request: int
-    message: AnyMessage
 
 
 class Replica:
@@ -75,6 +50,16 @@ class Observer(Protocol):
     def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
         """A replica got its first state (no `change`) or a change, which is already in it."""
 
+    def on_refused(self, topic: str, code: str, text: str) -> list[Effect]:
+        """The hub does not let the list of this topic be followed; there is no replica any more."""
+
+
+class Asker(Protocol):
+    """A machine that makes requests of its own, and has to know when one is refused."""
+
+    def on_refused(self, request: RequestId, now: float) -> bool:
+        """Whether that request was one of this machine's."""
+
 
 class Lists:
     """The replicas of one process."""
@@ -88,6 +73,12 @@ class Lists:
         self.hub = hub
         self.replicas: dict[str, Replica] = {}
         self.observers: dict[str, Observer] = {}
+        self.askers: list[Asker] = []
+        #: Watches so far: their ids, below those of any `IdSource`, since only refusals to this machine name them.
+        self._watches = 0
+        #: For each list the watches that the hub has not answered yet, in order. It answers each with a state or a
+        #: refusal, so the last answer is the one to the last watch: what comes before it belongs to a watch that ended.
+        self._unanswered: dict[str, list[RequestId]] = {}
 
     def follow(self, name: str, acks: bool = False) -> list[Effect]:
         """Begin to follow a list, or count one more who does."""
@@ -95,14 +86,20 @@ class Lists:
         if replica is None:
             replica = self.replicas[name] = Replica(name, acks)
             replica.watchers = 1
-            return [Send(self.hub, Watch(name, acks))]
+            return [self._watch(name, acks)]
         replica.watchers += 1
         if acks and not replica.acks:
             # The hub waits for this reader from the state that it sends now, and no promise holds before that.
             replica.acks = True
             replica.ready = False
-            return [Send(self.hub, Watch(name, True))]
+            return [self._watch(name, True)]
         return []
+
+    def _watch(self, name: str, acks: bool) -> Effect:
+        self._watches += 1
+        request = RequestId(self._watches)
+        self._unanswered.setdefault(name, []).append(request)
+        return Send(self.hub, Watch(name, acks, request))
 
     def unfollow(self, name: str) -> list[Effect]:
         """One less who follows a list."""
@@ -118,21 +115,49 @@ class Lists:
     def handle(self, event: Any, now: float) -> list[Effect]:
         """Take in an event."""
         if type(event) is Received:
-            return self._on_message(event.message)
+            if event.peer != self.hub:
+                return [Unhandled(event.peer, type(event.message).__name__, "only the hub may send it")]
+            return self._on_message(event.message, now)
         if type(event) is WatchList:
             return self.follow(event.name)
         if type(event) is UnwatchList:
             return self.unfollow(event.name)
         return []
 
-    def _on_message(self, message: AnyMessage) -> list[Effect]:
+    def _on_message(self, message: AnyMessage, now: float) -> list[Effect]:
         if isinstance(message, ListState | RecordPut | RecordDeleted):
             return self._on_change(message)
+        if isinstance(message, RequestRefused):
+            for name, requests in self._unanswered.items():
+                if message.request in requests:
+                    return self._on_watch_refused(name, message)
+            if any(asker.on_refused(message.request, now) for asker in self.askers):
+                return []
         if isinstance(message, RecordSettled | RequestRefused | TopicsListed | Status):
             return [Replied(message.request, message)]
         return []
 
+    def _answered(self, name: str, request: RequestId | None = None) -> bool:
+        """Note that the hub answered a watch, the first one unless named; whether it was the last that was made."""
+        waiting = self._unanswered.get(name)
+        if not waiting:
+            return True
+        waiting.remove(waiting[0] if request is None else request)
+        if not waiting:
+            del self._unanswered[name]
+        return not waiting
+
+    def _on_watch_refused(self, name: str, message: RequestRefused) -> list[Effect]:
+        if not self._answered(name, message.request) or self.replicas.pop(name, None) is None:
+            return []
+        kind, topic = check_list_name(name)
+        observer = self.observers.get(kind)
+        effects = observer.on_refused(topic, message.code, message.text) if observer is not None else []
+        return [*effects, ListRefused(name, message.code, message.text)]
+
     def _on_change(self, message: ListState | RecordPut | RecordDeleted) -> list[Effect]:
+        if type(message) is ListState and not self._answered(message.name):
+            return []
         replica = self.replicas.get(message.name)
         if replica is None or message.version < replica.version:
             return []

@@ -12,56 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-import msgspec
-
-from raskid.model.ids import PeerId
-from raskid.protocol.messages import AnyMessage, Message
-
-
-class Event(msgspec.Struct, frozen=True):
-    """Base of all events."""
-
-
-class Effect(msgspec.Struct, frozen=True, gc=False):
-    """Base of all effects."""
-
-
-class Received(Event, frozen=True):
-    """A message from a peer."""
-
-    peer: PeerId
-    message: AnyMessage
-
-
-class PeerJoined(Event, frozen=True):
-    """A link to a peer's incarnation exists now (its first connection passed the handshake)."""
-
-    peer: PeerId
-    incarnation: int
-    kind: str
-    role: str
-    addresses: tuple[str, ...] = ()
-    host: str = ""
-    pid: int = 0
-
-
-class PeerGone(Event, frozen=True):
-    """A peer's incarnation is gone for good: it said goodbye, its lease ended, or a newer incarnation came."""
-
-    peer: PeerId
-    incarnation: int
-    reason: str = ""
-
-
-class Tick(Event, frozen=True):
-    """Time has passed; sent at the latest when `next_deadline` is reached."""
-
-
-class Send(Effect, frozen=True, gc=False):
-    """Send a message to a peer, in order, over whatever path leads there."""
-
-    peer: PeerId
-    message: AnyMessage
+from raskid.protocol.messages import Message
 
 
 class Machine(Protocol):

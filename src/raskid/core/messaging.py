@@ -4,15 +4,20 @@ For every topic that this process publishes, `plans` holds its targets: an empty
 Each target has credit: how many messages may be on their way to the subscriber's reader. Without credit, messages
 wait here under the subscription's overflow policy, and what the policy leaves out is counted and reported with the
 next message. The order per publisher and subscription is that of publishing.
+
+Topics that nobody reacts to are followed too, up to `IDLE_MAX` of them, so that their publishes cost no more than the
+look-up; beyond that the one that became idle first is given up, and asked for again when it is published next.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
+from raskid.core.effects import Arrived, Effect, Introduce, PlanReady, PublisherEnded, RoomMade, Send
+from raskid.core.events import Announce, Event, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
 from raskid.core.lists import Lists, Replica
-from raskid.core.machine import Effect, Event, PeerGone, Received, Send
 from raskid.model.errors import RemoteProtocolError
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import REACTIONS, list_name
@@ -29,78 +34,16 @@ from raskid.protocol.reactions import BLOCK, DELIVER, DROP_NEWEST, LATEST, decod
 
 #: Messages published by a callback before the topic's replica is here; more are dropped, and counted.
 EARLY_MAX = 10_000
-
-
-class Announce(Event, frozen=True):
-    """Command: this process will publish on a topic."""
-
-    topic: str
-
-
-class Publish(Event, frozen=True):
-    """Command: send a message to whoever reacts."""
-
-    topic: str
-    body: bytes
-
-
-class Subscribed(Event, frozen=True):
-    """Command: messages of a subscription made here are expected."""
-
-    subscription: RequestId
-    capacity: int
-
-
-class Unsubscribed(Event, frozen=True):
-    """Command: messages of this subscription are no longer wanted."""
-
-    subscription: RequestId
-
-
-class Took(Event, frozen=True):
-    """Command: the reader took messages of a subscription that came from `publisher`."""
-
-    subscription: RequestId
-    publisher: PeerId
-    count: int
-
-
-class Introduce(Effect, frozen=True):
-    """Remember how to reach a peer."""
-
-    ref: PeerRef
-
-
-class Arrived(Effect, frozen=True, gc=False):
-    """A message of a subscription made here."""
-
-    subscription: RequestId
-    publisher: PeerId
-    topic: str
-    body: bytes
-    dropped: int
-
-
-class PublisherEnded(Effect, frozen=True):
-    """A publisher sends nothing more for a subscription."""
-
-    subscription: RequestId
-    publisher: PeerId
-    dropped: int
-
-
-class PlanReady(Effect, frozen=True):
-    """The replica of a topic's reactions is here."""
-
-    topic: str
+#: Topics that are followed although nobody reacts to them.
+IDLE_MAX = 10_000
 
 
 class Target:
     """One subscriber of a topic published here."""
 
     __slots__ = (
-        "capacity", "credit", "dropped", "dropped_all", "incarnation", "overflow", "peer", "queue", "subscription",
-        "topic",
+        "capacity", "credit", "dropped", "dropped_all", "incarnation", "number", "overflow", "peer", "queue",
+        "subscription", "topic",
     )  # fmt: skip
 
     def __init__(self, topic: str, subscription: RequestId, ref: PeerRef, capacity: int, overflow: str) -> None:
@@ -112,8 +55,10 @@ class Target:
         self.overflow = overflow
         #: Messages that may still be sent. `credit` and those on their way add up to `capacity`.
         self.credit = capacity
-        #: Bodies that wait for credit; empty while there is credit.
-        self.queue: deque[bytes] = deque()
+        #: Messages that wait for credit, as (number, body, whether its publisher waits as well); empty while there
+        #: is credit. Their numbers rise, and `number` is the last one given.
+        self.queue: deque[tuple[int, bytes, bool]] = deque()
+        self.number = 0
         self.dropped = 0
         self.dropped_all = 0
 
@@ -122,28 +67,36 @@ class Target:
         self.dropped += count
         self.dropped_all += count
 
-    def make_room(self) -> None:
-        """Apply the overflow policy to a message that was just queued."""
+    def enqueue(self, body: bytes, waited: bool) -> None:
+        """Let a message wait, and apply the overflow policy; `waited`: its publisher waits until it is sent."""
+        queue = self.queue
+        self.number += 1
+        queue.append((self.number, body, waited))
         if self.overflow == LATEST:
-            while len(self.queue) > 1:
-                self.queue.popleft()
+            while len(queue) > 1:
+                queue.popleft()
                 self.leave_out()
-        elif self.overflow == DROP_NEWEST:
-            while len(self.queue) > self.capacity:
-                self.queue.pop()
+        elif len(queue) > self.capacity:
+            if self.overflow == DROP_NEWEST:
+                queue.pop()
+            elif self.overflow != BLOCK:
+                queue.popleft()
+            elif not waited:
+                # A publisher that waits keeps its place: the oldest of those that could not wait goes.
+                del queue[next(at for at, it in enumerate(queue) if not it[2])]
+            else:
+                # There are as many of these as there are threads that wait.
+                return
+            self.leave_out()
+
+    def withdraw(self, number: int) -> bool:
+        """Leave out one message that waits, for whose publisher time is up; False when it waits no longer."""
+        for at, it in enumerate(self.queue):
+            if it[0] == number:
+                del self.queue[at]
                 self.leave_out()
-        else:
-            while len(self.queue) > self.capacity:
-                self.queue.popleft()
-                self.leave_out()
-
-
-class _Subscription:
-    __slots__ = ("capacity", "taken")
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.taken: dict[PeerId, int] = {}
+                return True
+        return False
 
 
 class Messaging:
@@ -157,9 +110,14 @@ class Messaging:
         lists.observers[REACTIONS] = self
         #: Topic → its targets. A topic that is missing has not been announced, or its replica is not here yet.
         self.plans: dict[str, tuple[Target, ...]] = {}
+        #: Topics in `plans` without a target, in the order in which they became so.
+        self._idle: dict[str, None] = {}
+        #: Topics whose replica is on its way: what callbacks published meanwhile, and how many were too many.
         self._early: dict[str, list[bytes]] = {}
+        self._early_dropped: dict[str, int] = {}
         self._targets: dict[RequestId, Target] = {}
-        self._subscriptions: dict[RequestId, _Subscription] = {}
+        self._subscriptions: set[RequestId] = set()
+        #: Messages that were left out before it was known who reacts to their topic.
         self.dropped_early = 0
 
     # ── commands ──
@@ -176,9 +134,9 @@ class Messaging:
         if kind is Announce:
             return self._announce(event.topic)
         if kind is Subscribed:
-            self._subscriptions[event.subscription] = _Subscription(event.capacity)
+            self._subscriptions.add(event.subscription)
         elif kind is Unsubscribed:
-            self._subscriptions.pop(event.subscription, None)
+            self._subscriptions.discard(event.subscription)
         elif kind is PeerGone:
             return self._on_gone(event.peer, event.incarnation)
         return []
@@ -189,8 +147,14 @@ class Messaging:
         self._early[topic] = []
         return self._lists.follow(list_name(REACTIONS, topic), acks=True)
 
-    def publish(self, topic: str, body: bytes) -> list[Effect]:
-        """Send or queue one message; before the replica is here, it waits for it."""
+    def publish(self, topic: str, body: bytes, waits: bool = False) -> list[Effect]:
+        """Send or queue one message; before the replica is here, it waits for it.
+
+        Args:
+            topic: The topic's name.
+            body: The encoded message.
+            waits: The publisher goes on only when no subscription with policy "block" has the message in its queue.
+        """
         plan = self.plans.get(topic)
         if plan is None:
             effects = self._announce(topic)
@@ -199,30 +163,37 @@ class Messaging:
                 early.append(body)
             else:
                 self.dropped_early += 1
+                self._early_dropped[topic] = self._early_dropped.get(topic, 0) + 1
             return effects
         effects = []
         for target in plan:
             if target.credit > 0 and not target.queue:
                 target.credit -= 1
-                effects.append(Send(target.peer, Deliver(target.subscription, topic, body, target.dropped)))
+                # The replica's name of the topic is plain text; the publisher's may be of a subclass.
+                effects.append(Send(target.peer, Deliver(target.subscription, target.topic, body, target.dropped)))
                 target.dropped = 0
             else:
-                target.queue.append(body)
-                if target.overflow != BLOCK or len(target.queue) > target.capacity:
-                    target.make_room()
+                target.enqueue(body, waits and target.overflow == BLOCK)
         return effects
 
     def blocked(self, topic: str) -> list[Target]:
         """Targets whose policy is to block the publisher, and for which messages wait."""
         return [t for t in self.plans.get(topic, ()) if t.overflow == BLOCK and t.queue]
 
+    def waits(self, present: Callable[[PeerId], bool]) -> bool:
+        """Whether messages wait here: for the replica of their topic, or for room at a subscriber that is present."""
+        return any(self._early.values()) or any(t.queue and present(t.peer) for t in self._targets.values())
+
     def _drain(self, target: Target) -> list[Effect]:
         effects: list[Effect] = []
+        number = 0
         while target.queue and target.credit > 0:
             target.credit -= 1
-            body = target.queue.popleft()
+            number, body, _ = target.queue.popleft()
             effects.append(Send(target.peer, Deliver(target.subscription, target.topic, body, target.dropped)))
             target.dropped = 0
+        if number and target.overflow == BLOCK:
+            effects.append(RoomMade(target.subscription, number))
         return effects
 
     # ── the publisher's side ──
@@ -246,12 +217,33 @@ class Messaging:
                 effects += self._finish(old.pop(identifier))
             for name, record in replica.records.items():
                 effects += self._adopt(topic, name, record.value, old)
-        self.plans[topic] = tuple(old.values())
+        effects += self._set_plan(topic, tuple(old.values()))
         if present is None:
             for body in self._early.pop(topic, ()):
                 effects += self.publish(topic, body)
+            left_out = self._early_dropped.pop(topic, 0)
+            for target in old.values():
+                target.leave_out(left_out)
             effects.append(PlanReady(topic))
         return effects
+
+    def on_refused(self, topic: str, code: str, text: str) -> list[Effect]:
+        """The hub does not let us follow this topic's reactions: nothing can be published on it."""
+        self.dropped_early += len(self._early.pop(topic, ()))
+        self._early_dropped.pop(topic, None)
+        return []
+
+    def _set_plan(self, topic: str, plan: tuple[Target, ...]) -> list[Effect]:
+        self.plans[topic] = plan
+        if plan:
+            self._idle.pop(topic, None)
+            return []
+        self._idle.setdefault(topic)
+        if len(self._idle) <= IDLE_MAX:
+            return []
+        first = next(iter(self._idle))
+        del self._idle[first], self.plans[first]
+        return self._lists.unfollow(list_name(REACTIONS, first))
 
     def _adopt(self, topic: str, name: str, value: bytes, into: dict[RequestId, Target]) -> list[Effect]:
         identifier = _subscription_of(name)
@@ -269,24 +261,27 @@ class Messaging:
         return [Introduce(reaction.target)]
 
     def _finish(self, target: Target) -> list[Effect]:
-        self._targets.pop(target.subscription, None)
         target.leave_out(len(target.queue))
+        return [Send(target.peer, Delivered(target.subscription, target.dropped)), *self._drop(target)]
+
+    def _drop(self, target: Target) -> list[Effect]:
+        """Forget a target; whoever waits for room there waits no longer."""
+        self._targets.pop(target.subscription, None)
+        waited = bool(target.queue)
         target.queue.clear()
-        return [Send(target.peer, Delivered(target.subscription, target.dropped))]
+        return [RoomMade(target.subscription, target.number)] if waited and target.overflow == BLOCK else []
 
     def _on_gone(self, peer: PeerId, incarnation: int) -> list[Effect]:
-        for topic, plan in self.plans.items():
+        effects: list[Effect] = []
+        for topic, plan in list(self.plans.items()):
             # A newer incarnation may have subscribed before the end of this one was noticed.
             ended = [target for target in plan if target.peer == peer and target.incarnation <= incarnation]
             if ended:
                 # The hub removes the record as well; until then nothing is to pile up for nobody.
                 for target in ended:
-                    self._targets.pop(target.subscription, None)
-                    target.queue.clear()
-                self.plans[topic] = tuple(target for target in plan if target not in ended)
-        for subscription in self._subscriptions.values():
-            subscription.taken.pop(peer, None)
-        return []
+                    effects += self._drop(target)
+                effects += self._set_plan(topic, tuple(target for target in plan if target not in ended))
+        return effects
 
     # ── messages ──
 
@@ -306,15 +301,10 @@ class Messaging:
         return []
 
     def _on_took(self, event: Took) -> list[Effect]:
-        subscription = self._subscriptions.get(event.subscription)
-        if subscription is None:
+        # Whoever reads tells of many at once: a message each would cost more than reading.
+        if event.subscription not in self._subscriptions:
             return []
-        taken = subscription.taken.get(event.publisher, 0) + event.count
-        if taken * 2 >= subscription.capacity:
-            subscription.taken[event.publisher] = 0
-            return [Send(event.publisher, Consumed(event.subscription, taken))]
-        subscription.taken[event.publisher] = taken
-        return []
+        return [Send(event.publisher, Consumed(event.subscription, event.count))]
 
     def next_deadline(self) -> float | None:
         """Never: only events change anything here."""
@@ -322,13 +312,19 @@ class Messaging:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
+        assert list(self._idle) == [topic for topic in self._idle if self.plans.get(topic) == ()]
+        assert len(self._idle) <= IDLE_MAX
         for topic, plan in self.plans.items():
+            assert plan or topic in self._idle
+            assert topic not in self._early
             for target in plan:
                 assert target.topic == topic
                 assert self._targets[target.subscription] is target
                 assert 0 <= target.credit <= target.capacity
                 assert not target.queue or target.credit == 0
-                assert len(target.queue) <= max(target.capacity, 1)
+                assert sum(not waited for _, _, waited in target.queue) <= max(target.capacity, 1)
+                numbers = [number for number, _, _ in target.queue]
+                assert numbers == sorted(numbers) and all(number <= target.number for number in numbers)
 
 
 def _subscription_of(record: str) -> RequestId:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from raskid.core.machine import Effect, Event, PeerJoined, Received, Send, Tick
-from raskid.core.messaging import Introduce
+from raskid.core.askers import Askers
+from raskid.core.effects import Effect, Forget, Introduce, Recall, RunnerGivenUp, Send, StartRunner
+from raskid.core.events import AddRunner, Event, OutcomesRead, PeerJoined, RecallDone, Received, RunnerExited, Tick
 from raskid.core.runner import Value
-from raskid.core.station import Forget
 from raskid.model.ids import PeerId, TaskId
 from raskid.protocol.messages import (
     KIND_RUNNER,
@@ -20,11 +20,12 @@ from raskid.protocol.messages import (
     DropValues,
     Message,
     PeerRef,
+    RecallTasks,
     RunnerEnded,
     RunnerStarted,
-    StopRunner,
     TaskOutcome,
     TasksFinished,
+    TasksRecalled,
     TaskValue,
 )
 
@@ -34,41 +35,6 @@ QUICK_END_S = 2.0
 #: and then ends is the victim of its tasks, which have a limit of their own.
 FAILED_STARTS_MAX = 5
 RESTART_S = 0.1
-#: Who asked for a value that is not here is remembered for about so long; askers ask again much sooner.
-ASKERS_S = 10.0
-
-
-class AddRunner(Event, frozen=True):
-    """Command: one more runner."""
-
-
-class OutcomesRead(Event, frozen=True):
-    """Command: what a runner's outbox held, in order, as (task, attempt, ok, seconds, client, value)."""
-
-    runner: PeerId
-    entries: list[tuple[int, int, bool, float, bytes, bytes]]
-
-
-class RunnerExited(Event, frozen=True):
-    """Command: a runner's process has ended, and its outbox was read."""
-
-    runner: PeerId
-    incarnation: int
-    reason: str
-
-
-class StartRunner(Effect, frozen=True):
-    """Start a runner's process."""
-
-    runner: PeerId
-    incarnation: int
-
-
-class RunnerGivenUp(Effect, frozen=True):
-    """A runner ended before it had joined, too often."""
-
-    runner: PeerId
-    reason: str
 
 
 class _RunnerState:
@@ -86,18 +52,15 @@ class _RunnerState:
 class Node:
     """The runners of one machine."""
 
-    handles: frozenset[type[Message]] = frozenset({AskValue, DropValues})
-    commands: frozenset[type[Event]] = frozenset({AddRunner, OutcomesRead, RunnerExited})
+    handles: frozenset[type[Message]] = frozenset({AskValue, DropValues, RecallTasks})
+    commands: frozenset[type[Event]] = frozenset({AddRunner, OutcomesRead, RecallDone, RunnerExited})
 
     def __init__(self, own: PeerId, manager: PeerId) -> None:
         self.own = own
         self.manager = manager
         self.runners: dict[PeerId, _RunnerState] = {}
         self.values: dict[TaskId, Value] = {}
-        self._askers: dict[TaskId, list[PeerId]] = {}
-        #: When each of these was last asked for, and when the old ones are dropped: the value may never come here.
-        self._asked_at: dict[TaskId, float] = {}
-        self._sweep_at: float | None = None
+        self._askers = Askers()
         self._added = 0
 
     def handle(self, event: Any, now: float) -> list[Effect]:
@@ -116,6 +79,9 @@ class Node:
             return self._on_joined(event)
         if kind is RunnerExited:
             return self._on_exited(event, now)
+        if kind is RecallDone:
+            # A runner that has ended since: its end says what became of its tasks.
+            return [Send(self.manager, TasksRecalled(event.runner, event.incarnation, event.tasks, event.started))]
         if kind is Tick:
             return self._on_tick(now)
         return []
@@ -129,30 +95,39 @@ class Node:
 
     def _on_outcomes(self, event: OutcomesRead) -> list[Effect]:
         outcomes: list[TaskOutcome] = []
+        recalled: list[tuple[TaskId, int]] = []
         effects: list[Effect] = []
         values = self.values
+        askers = self._askers
         runner = event.runner
-        for task, attempt, ok, seconds, client, value in event.entries:
+        for task, attempt, ok, seconds, client, value, direct, started in event.entries:
             name = TaskId(task)
-            outcomes.append(TaskOutcome(name, attempt, ok, len(value), seconds, runner, PeerId(client.decode())))
+            if not started:
+                recalled.append((name, attempt))
+                continue
+            outcomes.append(TaskOutcome(name, attempt, ok, len(value), seconds, runner, PeerId(client), direct))
             if not ok and not value:
                 # Tried again elsewhere: there is no error to keep.
                 continue
-            values[name] = Value(ok, value)
-            if self._askers and name in self._askers:
-                del self._asked_at[name]
-                for asker in self._askers.pop(name):
+            values[name] = Value(ok, value, attempt)
+            if askers.by_task and name in askers.by_task:
+                for asker in askers.pop(name):
                     effects.append(Send(asker, TaskValue(name, attempt, ok, value)))
         if outcomes:
             effects.append(Send(self.manager, TasksFinished(outcomes)))
+        if recalled:
+            effects.append(Send(self.manager, TasksRecalled(runner, event.incarnation, recalled)))
         return effects
 
     def _on_message(self, message: Message, now: float) -> list[Effect]:
         if type(message) is DropValues:
             for task in message.tasks:
                 self.values.pop(task, None)
-                self._askers.pop(task, None)
-                self._asked_at.pop(task, None)
+                self._askers.pop(task)
+        elif type(message) is RecallTasks:
+            state = self.runners.get(message.runner)
+            if state is not None and state.incarnation == message.incarnation:
+                return [Recall(message.runner, message.incarnation, message.tasks)]
         elif type(message) is AskValue:
             value = self.values.get(message.task)
             if value is not None:
@@ -160,12 +135,7 @@ class Node:
                     Introduce(message.asker),
                     Send(message.asker.peer, TaskValue(message.task, 0, value.ok, value.data)),
                 ]
-            askers = self._askers.setdefault(message.task, [])
-            self._asked_at[message.task] = now
-            if self._sweep_at is None:
-                self._sweep_at = now + ASKERS_S
-            if message.asker.peer not in askers:
-                askers.append(message.asker.peer)
+            self._askers.add(message.task, message.asker.peer, now)
             return [Introduce(message.asker)]
         return []
 
@@ -178,7 +148,7 @@ class Node:
         state.failed_starts = 0 if state.ref is not None else state.failed_starts + 1
         effects: list[Effect] = [
             Forget(event.runner, event.incarnation, event.reason),
-            Send(self.manager, RunnerEnded(event.runner, event.incarnation, event.reason)),
+            Send(self.manager, RunnerEnded(event.runner, event.incarnation, event.reason, event.running)),
         ]
         state.ref = None
         if state.failed_starts >= FAILED_STARTS_MAX:
@@ -197,27 +167,19 @@ class Node:
             if state.restart_at is not None and state.restart_at <= now:
                 state.restart_at, state.started_at = None, now
                 effects.append(StartRunner(runner, state.incarnation))
-        if self._sweep_at is not None and now >= self._sweep_at:
-            for task in [task for task, at in self._asked_at.items() if at + ASKERS_S <= now]:
-                del self._askers[task], self._asked_at[task]
-            self._sweep_at = now + ASKERS_S if self._askers else None
+        self._askers.sweep(now)
         return effects
-
-    def stop_runners(self, reason: str) -> list[Effect]:
-        """Tell every runner to end after its present task."""
-        return [Send(runner, StopRunner(reason)) for runner, state in self.runners.items() if state.ref]
 
     def next_deadline(self) -> float | None:
         """When a runner is to be started again, or old askers are dropped."""
         times = [state.restart_at for state in self.runners.values() if state.restart_at is not None]
-        if self._sweep_at is not None:
-            times.append(self._sweep_at)
+        if self._askers.sweep_at is not None:
+            times.append(self._askers.sweep_at)
         return min(times, default=None)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
         for runner, state in self.runners.items():
             assert runner.startswith(self.own) and state.incarnation >= 1
-        assert not set(self._askers) & set(self.values)
-        assert set(self._askers) == set(self._asked_at)
-        assert not self._askers or self._sweep_at is not None
+        assert not set(self._askers.by_task) & set(self.values)
+        self._askers.check_invariants()

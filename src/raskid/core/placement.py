@@ -11,9 +11,10 @@ from typing import Protocol, TypeVar
 
 #: How much work a runner should have in hand, so that it neither idles nor holds tasks that others could start.
 WINDOW_S = 0.010
-WINDOW_MIN = 2
 WINDOW_MAX = 512
-WINDOW_START = 8
+#: Before the first outcome. A task placed behind another one waits as long as that takes, which nobody knows yet;
+#: a burst of short tasks loses one round trip by it.
+WINDOW_START = 1
 #: Weight of the newest duration in the exponential mean.
 MEAN_WEIGHT = 0.2
 
@@ -23,7 +24,7 @@ class Load(Protocol):
 
     @property
     def outstanding(self) -> int:
-        """Tasks placed there without an outcome."""
+        """Tasks placed there without an outcome, and one for each lease on it."""
 
     @property
     def window(self) -> int:
@@ -34,10 +35,23 @@ LoadT = TypeVar("LoadT", bound=Load)
 
 
 def window_for(mean_s: float) -> int:
-    """The window of a runner whose tasks last `mean_s` seconds on average."""
+    """The window of a runner whose tasks last `mean_s` seconds on average; negative: nobody knows.
+
+    From `WINDOW_S` / 2 on it is 1: tasks wait where every runner can take them, and not behind one of them.
+    """
+    if mean_s < 0.0:
+        return WINDOW_START
     if mean_s * WINDOW_MAX <= WINDOW_S:
         return WINDOW_MAX
-    return max(WINDOW_MIN, int(WINDOW_S / mean_s))
+    return max(1, int(WINDOW_S / mean_s))
+
+
+def recall_count(waiting: int, idle: int) -> int:
+    """How many of `waiting` tasks to take back from a busy runner for `idle` runners.
+
+    All get the same share, the busy one included; what does not divide goes to the idle ones, which begin at once.
+    """
+    return waiting - waiting // (idle + 1)
 
 
 def share_out(count: int, loads: Sequence[Load]) -> list[int]:
@@ -74,7 +88,9 @@ def share_out(count: int, loads: Sequence[Load]) -> list[int]:
     return counts
 
 
-def choose_near(holders: Mapping[LoadT, int], spare: LoadT | None, wide: bool) -> LoadT | None:
+def choose_near(
+    holders: Mapping[LoadT, int], spare: LoadT | None, wide: bool, other: LoadT | None = None
+) -> LoadT | None:
     """The runner for a task with inputs.
 
     Args:
@@ -83,14 +99,21 @@ def choose_near(holders: Mapping[LoadT, int], spare: LoadT | None, wide: bool) -
         wide: Some input is wanted by other tasks too. Only then is a full window a reason to go elsewhere: a chain
             stays where it is, however long, because its tasks cannot run side by side anyway; a thousand tasks that
             want one value must not queue up behind its maker.
+        other: Some other runner, each time another one, for when all are full.
     Returns:
-        The holder of most inputs, then the least busy of these; `spare` when there is no holder or it is full.
+        The holder of most inputs, then the least busy of these; `spare` when there is no holder or it is full; the
+        less busy of the holder and `other` when there is no `spare` either.
     """
     best: LoadT | None = None
     most = 0
     for holder, count in holders.items():
         if best is None or count > most or (count == most and holder.outstanding < best.outstanding):
             best, most = holder, count
-    if best is None or (wide and spare is not None and best.outstanding >= best.window):
+    if best is None:
         return spare
+    if wide and best.outstanding >= best.window:
+        if spare is not None:
+            return spare
+        if other is not None and other.outstanding < best.outstanding:
+            return other
     return best

@@ -9,15 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from raskid.core.machine import Effect, Event, PeerGone, Received, Send
-from raskid.core.peer import (
-    RELAY,
-    BytesReceived,
-    Connect,
-    ConnectionClosed,
-    ConnectionOpened,
-    Disconnect,
-)
+from raskid.core.effects import AcceptStream, Connect, Disconnect, Effect, Feed, Send, Unhandled
+from raskid.core.events import BytesReceived, ConnectionClosed, ConnectionOpened, Event, PeerGone, Received
+from raskid.core.handshake import RELAY
 from raskid.model.ids import IdSource, PeerId, StreamId
 from raskid.protocol.messages import (
     AnyMessage,
@@ -36,18 +30,6 @@ STREAMS_MAX = 10_000
 _STREAM_MESSAGES: frozenset[type[Message]] = frozenset(
     {OpenStream, StreamOpened, StreamData, StreamCredit, CloseStream}
 )
-
-
-class Feed(Effect, frozen=True):
-    """Give an event of a connection to this process's own peer. `connection` is filled in for a new stream."""
-
-    event: Event
-
-
-class AcceptStream(Effect, frozen=True):
-    """Somebody opened a stream to us: number it as a connection and call `RelayEnd.accept`."""
-
-    stream: StreamId
 
 
 class RelayHub:
@@ -131,12 +113,13 @@ class _Stream:
 
 
 class RelayEnd:
-    """A peer's part: streams as connections."""
+    """A peer's part: streams as connections. Only the head may say anything of streams."""
 
     handles = _STREAM_MESSAGES
     commands: frozenset[type[Event]] = frozenset()
 
     def __init__(self, head: PeerId, ids: IdSource) -> None:
+        #: The station keeps it up to date: the head's id is not known before the first handshake.
         self.head = head
         self._ids = ids
         self._streams: dict[StreamId, _Stream] = {}
@@ -151,7 +134,9 @@ class RelayEnd:
         return [Send(self.head, OpenStream(stream, PeerId(effect.address.removeprefix(RELAY))))]
 
     def accept(self, stream: StreamId, connection: int) -> list[Effect]:
-        """A stream opened by another peer has this number as a connection."""
+        """A stream opened by another peer has this number as a connection; one that is open stays what it is."""
+        if stream in self._streams:
+            return []
         self._streams[stream] = _Stream(connection, CREDIT_BYTES)
         self.connections[connection] = stream
         return [
@@ -182,6 +167,8 @@ class RelayEnd:
     def handle(self, event: Any, now: float) -> list[Effect]:
         """Take in an event."""
         if type(event) is Received:
+            if event.peer != self.head:
+                return [Unhandled(event.peer, type(event.message).__name__, "only the head may send it")]
             return self._on_message(event.message)
         if type(event) is PeerGone and event.peer == self.head:
             closed = list(self.connections)

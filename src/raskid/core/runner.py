@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-import msgspec
-
-from raskid.core.machine import Effect, Event, PeerGone, Received, Send
-from raskid.core.messaging import Introduce
+from raskid.core.askers import Askers
+from raskid.core.deadlines import Deadlines
+from raskid.core.effects import DropCodes, Effect, Introduce, Record, Send
+from raskid.core.events import Event, PeerGone, RecallsRead, Received, TaskDone
 from raskid.model.ids import CodeId, PeerId, TaskId
 from raskid.protocol.messages import (
     AskValue,
@@ -23,7 +23,6 @@ from raskid.protocol.messages import (
     PeerRef,
     Placement,
     RunTasks,
-    StopRunner,
     TasksCancelled,
     TaskValue,
 )
@@ -31,42 +30,20 @@ from raskid.protocol.messages import (
 #: A keeper that has not answered by then may be busy: its node is asked instead, at growing intervals.
 ASK_NODE_S = 0.005
 ASK_AGAIN_S_MAX = 2.0
-#: Who asked for a task that is not here (any more, or yet) is remembered for about so long; its node is asked as well.
-ASKERS_S = 10.0
+#: Recalls remembered, so that a placement that is still on its way here is not taken in. The oldest are forgotten:
+#: whatever could name them was sent before them, and has come long since.
+RECALLED_MAX = 1 << 16
 
 
-class TaskDone(Event, frozen=True):
-    """Command: the task given out by `next_task` has ended. `value` is its pickled value, or error when not `ok`."""
+class Value:
+    """A pickled value, or a pickled error, and the attempt that gave it (0: not known)."""
 
-    ok: bool
-    value: bytes
-    seconds: float
+    __slots__ = ("attempt", "data", "ok")
 
-
-class Record(Effect, frozen=True, gc=False):
-    """Write an outcome into the outbox, before anything else happens."""
-
-    task: TaskId
-    attempt: int
-    ok: bool
-    seconds: float
-    client: PeerId
-    value: bytes
-    #: Whether the manager waits for it; a task that its client sent here itself can be reported with the next.
-    urgent: bool = True
-
-
-class Stop(Effect, frozen=True):
-    """End the process after the present task."""
-
-    reason: str
-
-
-class Value(msgspec.Struct, frozen=True, gc=False):
-    """A pickled value, or a pickled error."""
-
-    ok: bool
-    data: bytes
+    def __init__(self, ok: bool, data: bytes, attempt: int = 0) -> None:
+        self.ok = ok
+        self.data = data
+        self.attempt = attempt
 
 
 class _Task:
@@ -98,12 +75,14 @@ def node_of(runner: PeerId) -> PeerId:
 class Runner:
     """The tasks of one runner."""
 
-    handles: frozenset[type[Message]] = frozenset({RunTasks, TaskValue, AskValue, DropValues, CancelTasks, StopRunner})
-    commands: frozenset[type[Event]] = frozenset({TaskDone})
+    handles: frozenset[type[Message]] = frozenset({RunTasks, TaskValue, AskValue, DropValues, CancelTasks})
+    commands: frozenset[type[Event]] = frozenset({TaskDone, RecallsRead})
 
     def __init__(self, own: PeerRef) -> None:
         self.own = own
         self.codes: dict[CodeId, bytes] = {}
+        #: Who has sent each of `codes` and counts on its being here: the manager, clients with a lease.
+        self._code_owners: dict[CodeId, set[PeerId]] = {}
         #: Tasks that have not ended here; those with nothing missing are in `ready`, or are `running`.
         self._tasks: dict[TaskId, _Task] = {}
         self.ready: deque[TaskId] = deque()
@@ -114,12 +93,11 @@ class Runner:
         self.inputs: dict[TaskId, Value] = {}
         self._users: dict[TaskId, int] = {}
         self._asks: dict[TaskId, _Ask] = {}
-        #: Those of `_asks` whose keeper is another process, so that their answer may have to be asked for again.
-        self._remote: dict[TaskId, _Ask] = {}
-        self._askers: dict[TaskId, list[PeerId]] = {}
-        #: Those that were asked for and not here at the last look; when to look again.
-        self._astray: set[TaskId] = set()
-        self._sweep_at: float | None = None
+        #: When those of `_asks` whose keeper is another process are asked for again, of its node.
+        self._again: Deadlines[TaskId] = Deadlines()
+        self._askers = Askers()
+        #: The newest attempt of each of these tasks that the node took back.
+        self._recalled: dict[TaskId, int] = {}
 
     def next_task(self) -> Placement | None:
         """The task to run now; it is running from here on, until `TaskDone`."""
@@ -151,8 +129,10 @@ class Runner:
             return self._on_done(event)
         if kind is Received:
             return self._on_message(event.peer, event.message, now)
+        if kind is RecallsRead:
+            return self._on_recalls(event)
         if kind is PeerGone:
-            return []
+            return self._on_peer_gone(event)
         return self._ask_again(now)
 
     def _on_message(self, peer: PeerId, message: Message, now: float) -> list[Effect]:
@@ -165,19 +145,45 @@ class Runner:
         if type(message) is DropValues:
             for task in message.tasks:
                 self.values.pop(task, None)
-                self._askers.pop(task, None)
+                self._askers.pop(task)
+                self._recalled.pop(task, None)
+            return self._drop_codes(peer, message.codes) if message.codes else []
         elif type(message) is CancelTasks:
             return self._on_cancel(peer, message)
-        elif type(message) is StopRunner:
-            return [Stop(message.reason)]
         return []
+
+    def _drop_codes(self, owner: PeerId, codes: list[CodeId]) -> list[Effect]:
+        dropped = []
+        for code in codes:
+            owners = self._code_owners.get(code, set())
+            owners.discard(owner)
+            if not owners and self.codes.pop(code, None) is not None:
+                del self._code_owners[code]
+                dropped.append(code)
+        return [DropCodes(dropped)] if dropped else []
+
+    def _on_peer_gone(self, event: PeerGone) -> list[Effect]:
+        """A client that is gone takes along what it had sent here itself, unless it runs already."""
+        peer = event.peer
+        for task in [task for task in self._tasks.values() if task.direct and task.placement.client == peer]:
+            if task.placement is not self.running:
+                self._leave(task)
+        return self._drop_codes(peer, [code for code, owners in self._code_owners.items() if peer in owners])
 
     def _on_run(self, peer: PeerId, message: RunTasks, now: float) -> list[Effect]:
         for code in message.codes:
             self.codes[code.code] = code.blob
+            self._code_owners.setdefault(code.code, set()).add(peer)
         effects: list[Effect] = [Introduce(ref) for ref in message.peers]
+        values, recalled = self.values, self._recalled
         for placement in message.placements:
             spec = placement.spec
+            if recalled and recalled.get(spec.task, 0) >= placement.attempt:
+                continue
+            value = values.get(spec.task)
+            if value is not None and value.attempt >= placement.attempt:
+                # Sent again, with other keepers, before it was known that it is finished.
+                continue
             known = self._tasks.get(spec.task)
             if known is not None and known.placement.attempt >= placement.attempt:
                 if known.placement.attempt == placement.attempt and placement.keepers:
@@ -209,16 +215,16 @@ class Runner:
                 ask.keeper = keeper
                 ask.at, ask.delay = now + ASK_NODE_S, ASK_NODE_S
                 if keeper != self.own.peer:
-                    self._remote[name] = ask
+                    self._again.set(name, ask.at)
                     effects.append(Send(keeper, AskValue(name, self.own)))
                 else:
-                    self._remote.pop(name, None)
+                    self._again.cancel(name)
         return effects
 
     def _forget_ask(self, name: TaskId) -> _Ask | None:
         ask = self._asks.pop(name, None)
-        if ask is not None and self._remote:
-            self._remote.pop(name, None)
+        if ask is not None:
+            self._again.cancel(name)
         return ask
 
     def _on_value(self, message: TaskValue) -> list[Effect]:
@@ -243,20 +249,8 @@ class Runner:
         if value is not None:
             effects.append(Send(message.asker.peer, TaskValue(message.task, 0, value.ok, value.data)))
         else:
-            askers = self._askers.setdefault(message.task, [])
-            if message.asker.peer not in askers:
-                askers.append(message.asker.peer)
-            if self._sweep_at is None:
-                self._sweep_at = now + ASKERS_S
+            self._askers.add(message.task, message.asker.peer, now)
         return effects
-
-    def _sweep(self, now: float) -> None:
-        """Drop askers of tasks that were not here at the last look either: they run elsewhere, or not at all."""
-        absent = {task for task in self._askers if task not in self._tasks}
-        for task in absent & self._astray:
-            del self._askers[task]
-        self._astray = absent - self._astray
-        self._sweep_at = now + ASKERS_S if self._askers else None
 
     def _on_done(self, event: TaskDone) -> list[Effect]:
         placement = self.running
@@ -268,19 +262,24 @@ class Runner:
         if task is None or task.placement is not placement:
             # Placed here again meanwhile, as a later attempt: this one's outcome is stale.
             return []
-        self._leave(task)
-        if not event.ok and placement.attempt <= spec.retries:
+        if not event.ok and placement.raised < spec.retries:
             # It will be tried again: nobody is to see this error, so none is kept.
+            if task.direct:
+                # The manager, which would see to that, has not heard of this one.
+                client, raised = placement.client, placement.raised + 1
+                task.placement = Placement(spec, placement.attempt, client, placement.keepers, raised)
+                self.ready.append(identifier)
+                return []
+            self._leave(task)
             return [Record(identifier, placement.attempt, False, event.seconds, placement.client, b"")]
+        self._leave(task)
         effects: list[Effect] = [
-            Record(
-                identifier, placement.attempt, event.ok, event.seconds, placement.client, event.value, not task.direct
-            )
+            Record(identifier, placement.attempt, event.ok, event.seconds, placement.client, event.value, task.direct)
         ]
-        self.values[identifier] = Value(event.ok, event.value)
+        self.values[identifier] = Value(event.ok, event.value, placement.attempt)
         if placement.client:
             effects.append(Send(placement.client, TaskValue(identifier, placement.attempt, event.ok, event.value)))
-        for asker in self._askers.pop(identifier, ()):
+        for asker in self._askers.pop(identifier):
             effects.append(Send(asker, TaskValue(identifier, placement.attempt, event.ok, event.value)))
         ask = self._forget_ask(identifier)
         if ask is not None:
@@ -309,25 +308,43 @@ class Runner:
                 cancelled.append(name)
         return [Send(peer, TasksCancelled(cancelled))] if cancelled else []
 
+    def _on_recalls(self, event: RecallsRead) -> list[Effect]:
+        effects: list[Effect] = []
+        for number, attempt in event.tasks:
+            name = TaskId(number)
+            if self._recalled.get(name, 0) < attempt:
+                self._recalled[name] = attempt
+                if len(self._recalled) > RECALLED_MAX:
+                    del self._recalled[next(iter(self._recalled))]
+            running = self.running
+            if running is not None and running.spec.task == name and running.attempt <= attempt:
+                # The node saw us start it, perhaps, and believes that it runs. (It need not be in the table any more:
+                # a later attempt may have taken its place there.)
+                self.running = None
+                effects.append(Record(name, running.attempt, False, 0.0, running.client, b"", started=False))
+            task = self._tasks.get(name)
+            if task is None or task.placement.attempt > attempt:
+                continue
+            self._leave(task)
+        return effects
+
     def _ask_again(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        if self._sweep_at is not None and now >= self._sweep_at:
-            self._sweep(now)
-        for name, ask in self._remote.items():
-            if ask.at > now:
-                continue
+        # What is still to run here gets its value here.
+        self._askers.sweep(now, self._tasks)
+        for name in self._again.take_due(now):
+            ask = self._asks[name]
             ask.delay = min(ask.delay * 4, ASK_AGAIN_S_MAX)
             ask.at = now + ask.delay
+            self._again.set(name, ask.at)
             if ask.keeper:
                 effects.append(Send(node_of(ask.keeper), AskValue(name, self.own)))
         return effects
 
     def next_deadline(self) -> float | None:
         """When a keeper's node is to be asked, or old askers are dropped."""
-        if not self._remote:
-            return self._sweep_at
-        at = min(ask.at for ask in self._remote.values())
-        return at if self._sweep_at is None else min(at, self._sweep_at)
+        sweep_at, at = self._askers.sweep_at, self._again.first()
+        return at if sweep_at is None else sweep_at if at is None else min(at, sweep_at)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
@@ -340,4 +357,6 @@ class Runner:
                 assert name in self._asks[missing].waiting
             assert task.missing or task.placement is self.running or name in self.ready
         assert users == self._users
+        assert set(self._code_owners) == set(self.codes)
+        self._askers.check_invariants()
         assert set(self.inputs) <= set(users)

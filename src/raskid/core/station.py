@@ -10,73 +10,37 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from raskid.core.machine import Effect, Event, PeerGone, PeerJoined, Received, Send, Tick
-from raskid.core.messaging import Introduce
-from raskid.core.peer import (
-    RELAY,
-    BytesReceived,
+from raskid.core.effects import (
+    AcceptStream,
     Connect,
+    Disconnect,
+    Effect,
+    Feed,
+    Forget,
+    Introduce,
+    Send,
+    Told,
+    Unhandled,
+)
+from raskid.core.events import (
+    BytesReceived,
     ConnectionClosed,
     ConnectionOpened,
-    Disconnect,
+    Event,
     HandshakeRefused,
-    Peer,
+    PeerEnded,
+    PeerGone,
+    PeerJoined,
+    Received,
+    Tick,
 )
-from raskid.core.relay import AcceptStream, Feed, RelayEnd
+from raskid.core.handshake import RELAY
+from raskid.core.peer import Peer
+from raskid.core.relay import RelayEnd
 from raskid.model.ids import PeerId
-from raskid.protocol import messages as wire
-from raskid.protocol.messages import (
-    ROLE_EXECUTE,
-    ROLE_MESSAGE,
-    ROLE_VIEW,
-    ROLES,
-    AcknowledgeList,
-    AskStatus,
-    ListTopics,
-    Message,
-    Unwatch,
-    Watch,
-)
-
-#: What a viewer asks, and what it is answered: it knows of the head only that it grants this role.
-_VIEW: frozenset[type[Message]] = frozenset(
-    {
-        Watch, Unwatch, AcknowledgeList, ListTopics, AskStatus,
-        wire.ListState, wire.RecordPut, wire.RecordDeleted, wire.RecordSettled, wire.RequestRefused,
-        wire.TopicsListed, wire.Status,
-    }
-)  # fmt: skip
-_EXECUTE: frozenset[type[Message]] = frozenset(
-    {
-        wire.SubmitTasks, wire.RunTasks, wire.TaskValue, wire.AskValue, wire.TasksFinished, wire.ReleaseTasks,
-        wire.CancelTasks, wire.TasksCancelled, wire.RunnerStarted, wire.RunnerEnded, wire.RequestLease,
-        wire.LeaseGranted, wire.LeaseEnded, wire.StopRunner, wire.EndSystem, wire.DropValues, wire.TaskFailed,
-        wire.ValuesAt,
-    }
-)  # fmt: skip
+from raskid.protocol.messages import ROLES, Message, needed_role
 
 _PEER_EVENTS = (BytesReceived, ConnectionOpened, ConnectionClosed)
-
-
-class PeerEnded(Event, frozen=True):
-    """Command: the process of a peer is known to have ended."""
-
-    peer: PeerId
-    incarnation: int
-    reason: str
-
-
-class Unhandled(Effect, frozen=True):
-    """A message that nobody here handles, or that its sender's role does not allow; it was left out."""
-
-    peer: PeerId
-    name: str
-    reason: str
-
-
-def needed_role(kind: type[Message]) -> str:
-    """The role that the sender of such a message must have proved."""
-    return ROLE_EXECUTE if kind in _EXECUTE else ROLE_VIEW if kind in _VIEW else ROLE_MESSAGE
 
 
 class Station:
@@ -98,6 +62,9 @@ class Station:
         self._ranks = ranks
         self._needs = {kind: ranks[needed_role(kind)] for kind in self._routes}
         self._own = peer.identity.peer
+        #: Peers found to be at their end while effects were performed: those come first, so that whoever hears of the
+        #: end has said all that it had to say before.
+        self._ended: deque[Forget] = deque()
 
     def handle(self, event: Any, now: float) -> list[Effect]:
         """Take in an event of a connection, a command, or a Tick; return the effects to perform."""
@@ -116,12 +83,19 @@ class Station:
             self._perform([Forget(event.peer, event.incarnation, event.reason)], out, now)
         else:
             self._broadcast(event, out, now)
+        return self._finish(out, now)
+
+    def _finish(self, out: list[Effect], now: float) -> list[Effect]:
+        while self._ended:
+            self._inside(self._ended.popleft(), out, now)
         if self.relay is not None and self.relay.connections:
             self._pump(out, now)
         return out
 
     def _on_peer_event(self, event: Event, out: list[Effect], now: float) -> None:
         events, effects = self.peer.handle(event, now)
+        if self.relay is not None:
+            self.relay.head = PeerId(self.peer.head)
         self._perform(effects, out, now)
         routes = self._routes
         last_peer, rank = None, -1
@@ -150,8 +124,17 @@ class Station:
         """Perform effects of a machine that was asked directly; return what remains."""
         out: list[Effect] = []
         self._perform(effects, out, now)
+        return self._finish(out, now)
+
+    def goodbye(self, reason: str, now: float, relayed_only: bool = False) -> list[Effect]:
+        """Tell all peers that this process ends on purpose; those reached through the relay first, or only those."""
+        out: list[Effect] = []
         if self.relay is not None and self.relay.connections:
+            # What is said to them has to be in the stream before its end is in sight.
+            self.peer.goodbye(reason, self.relay.connections)
             self._pump(out, now)
+        if not relayed_only:
+            self.peer.goodbye(reason)
         return out
 
     def _perform(self, effects: list[Effect], out: list[Effect], now: float) -> None:
@@ -164,8 +147,11 @@ class Station:
             kind = type(effect)
             if kind is Send and effect.peer != own:  # type: ignore[attr-defined]
                 more = self.peer.send(effect.peer, effect.message, now)  # type: ignore[attr-defined]
-                if more:
-                    self._perform(more, out, now)
+                for follow in more:
+                    if type(follow) is Forget:
+                        self._ended.append(follow)
+                    else:
+                        self._perform([follow], out, now)
             elif kind is Introduce:
                 # At once: what is sent next may be for the peer introduced here.
                 events, more = self.peer.introduce(effect.ref, now)  # type: ignore[attr-defined]
@@ -226,28 +212,18 @@ class Station:
 
     def next_deadline(self) -> float | None:
         """When a Tick is due."""
-        deadlines = [self.peer.next_deadline(), *(machine.next_deadline() for machine in self.machines)]
-        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+        nearest = self.peer.next_deadline()
+        for machine in self.machines:
+            deadline: float | None = machine.next_deadline()
+            if deadline is not None and (nearest is None or deadline < nearest):
+                nearest = deadline
+        return nearest
 
     def check_invariants(self) -> None:
         """Raise AssertionError when any machine's state contradicts itself."""
         self.peer.check_invariants()
         for machine in self.machines:
             machine.check_invariants()
-
-
-class Told(Effect, frozen=True):
-    """An event about a peer, for the application as well."""
-
-    event: Event
-
-
-class Forget(Effect, frozen=True):
-    """A peer is known to have ended."""
-
-    peer: PeerId
-    incarnation: int
-    reason: str
 
 
 _INSIDE = frozenset({Send, Forget, Connect, Disconnect, Feed, AcceptStream})

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from raskid.core.machine import Effect, Event, PeerGone, Received, Send, Tick
-from raskid.core.messaging import Introduce
+from raskid.core.effects import CancelledTooLate, Effect, Introduce, Send, TaskEnded, TaskResolved
+from raskid.core.events import CancelValues, Event, PeerGone, Received, ReleaseValues, Tick
+from raskid.core.lists import Lists
 from raskid.model.ids import CodeId, IdSource, PeerId, RequestId, TaskId
 from raskid.protocol.messages import (
     AskValue,
@@ -34,46 +35,19 @@ from raskid.protocol.messages import (
 
 #: After so many tasks that were submitted while none was out, a lease is asked for.
 SEQUENTIAL_MIN = 8
+#: After a refusal no lease is asked for so long.
+LEASE_RETRY_S = 5.0
 #: A lease that was not used for so long is given back.
 LEASE_IDLE_S = 2.0
 RELEASE_BATCH = 256
 RELEASE_S = 0.2
 
 
-class ReleaseValues(Event, frozen=True):
-    """Command: nobody here holds these tasks' futures any more."""
-
-    tasks: list[TaskId]
-
-
-class CancelValues(Event, frozen=True):
-    """Command: do not start these tasks."""
-
-    tasks: list[TaskId]
-
-
-class TaskResolved(Effect, frozen=True, gc=False):
-    """A task has its pickled value, or its pickled error."""
-
-    task: TaskId
-    ok: bool
-    value: bytes
-
-
-class TaskEnded(Effect, frozen=True):
-    """A task has no value and will have none: `code` names the error, "TaskCancelled" for a cancelled one."""
-
-    task: TaskId
-    code: str
-    text: str
-
-
 class _Lease:
-    __slots__ = ("codes", "direct", "ref", "slots", "told", "used_at")
+    __slots__ = ("codes", "direct", "ref", "told", "used_at")
 
-    def __init__(self, ref: PeerRef, slots: int, now: float) -> None:
+    def __init__(self, ref: PeerRef, now: float) -> None:
         self.ref = ref
-        self.slots = slots
         self.used_at = now
         self.direct: dict[TaskId, TaskSpec] = {}
         self.codes: set[CodeId] = set()
@@ -88,7 +62,7 @@ class Submitter:
     )
     commands: frozenset[type[Event]] = frozenset({ReleaseValues, CancelValues})
 
-    def __init__(self, own: PeerRef, manager: PeerId, ids: IdSource) -> None:
+    def __init__(self, own: PeerRef, manager: PeerId, ids: IdSource, lists: Lists | None = None) -> None:
         self.own = own
         self.manager = manager
         self._ids = ids
@@ -107,8 +81,13 @@ class Submitter:
         #: Tasks that ended without the manager's ever knowing of them, until they are released.
         self._unknown: set[TaskId] = set()
         self._lease: _Lease | None = None
-        self._lease_asked = False
+        #: The request for a lease that is not answered yet, and until when none is made.
+        self._lease_asked: RequestId | None = None
+        self._lease_again_at = 0.0
         self._sequential = 0
+        if lists is not None:
+            # All refusals come to that machine.
+            lists.askers.append(self)
 
     # ── submitting ──
 
@@ -118,14 +97,20 @@ class Submitter:
         effects: list[Effect] = []
         if not out and not spec.inputs and not spec.count:
             self._sequential += 1
-            if self._sequential >= SEQUENTIAL_MIN and self._lease is None and not self._lease_asked:
-                self._lease_asked = True
-                effects.append(Send(self.manager, RequestLease(RequestId(self._ids.take()))))
+            if (
+                self._sequential >= SEQUENTIAL_MIN
+                and self._lease is None
+                and self._lease_asked is None
+                and now >= self._lease_again_at
+            ):
+                self._lease_asked = RequestId(self._ids.take())
+                effects.append(Send(self.manager, RequestLease(self._lease_asked)))
         elif len(out) > 1:
             self._sequential = 0
         out.add(spec.task)
         lease = self._lease
-        if lease is not None and not spec.inputs and not spec.count and len(out) <= lease.slots:
+        # Only while nothing else is out: behind a task that runs it would wait, although another runner may be idle.
+        if lease is not None and not spec.inputs and not spec.count and len(out) == 1:
             return effects + self._dispatch(lease, spec, now)
         if spec.inputs and (self._held or self._direct_values or (lease is not None and lease.direct)):
             if self._held or (lease is not None and any(name in lease.direct for name in spec.inputs)):
@@ -180,6 +165,14 @@ class Submitter:
             effects.append(Send(self.manager, SubmitTasks(self._batch, self._batch_codes)))
             self._batch, self._batch_codes = [], []
         return effects
+
+    def forget_codes(self) -> None:
+        """Forget code objects, but for those that a task may still have to take along: whoever submits brings them."""
+        needed = {spec.code for spec in self._held}
+        if self._lease is not None:
+            needed.update(spec.code for spec in self._lease.direct.values())
+        for code in [code for code in self.codes if code not in needed]:
+            del self.codes[code]
 
     @property
     def collected(self) -> int:
@@ -299,6 +292,7 @@ class Submitter:
                     if self._lease is not None and self._lease.direct.pop(task, None) is not None:
                         self._unknown.add(task)
                     effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
+            effects += [CancelledTooLate(task) for task in message.started if task in self.out]
             return [*effects, *self._release_held(), *self.flush()] if self._held else effects
         if type(message) is ValuesAt:
             asks: list[Effect] = [
@@ -306,12 +300,20 @@ class Submitter:
             ]
             return [Introduce(message.keeper), *asks] if asks else []
         if type(message) is LeaseGranted:
-            self._lease_asked = False
-            self._lease = _Lease(message.runner, message.slots, now)
+            self._lease_asked = None
+            self._lease = _Lease(message.runner, now)
             return [Introduce(message.runner)]
         if type(message) is LeaseEnded and self._lease is not None and message.runner == self._lease.ref.peer:
             return self._end_lease(message.reason)
         return []
+
+    def on_refused(self, request: RequestId, now: float) -> bool:
+        """The manager has no lease to give at present."""
+        if request != self._lease_asked:
+            return False
+        self._lease_asked = None
+        self._lease_again_at = now + LEASE_RETRY_S
+        return True
 
     def _end_lease(self, reason: str) -> list[Effect]:
         """Tasks dispatched to a lost runner go to the manager, as their next attempt."""

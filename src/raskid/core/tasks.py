@@ -1,7 +1,7 @@
 """What the manager knows of a task and of a runner, and which moves between a task's states are legal.
 
-Plain records, changed by `raskid.core.manager` only. They hold no arguments' values and no results: those are with
-runners and nodes.
+Plain records, changed by the parts of the manager only: `graph`, `pool`, `dispatch`, `manager`. They hold no arguments'
+values and no results: those are with runners and nodes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TRANSITIONS: dict[tuple[TaskState, TaskState], str] = {
     (READY, PLACED): "sent to a runner",
     (READY, FAILED): "an input failed",
     (READY, CANCELLED): "cancelled before it was placed",
-    (PLACED, WAITING): "its runner was lost, or it failed and may be tried again",
+    (PLACED, WAITING): "its runner was lost, it was taken back unstarted, or it failed and may be tried again",
     (PLACED, FINISHED): "the runner has its value",
     (PLACED, FAILED): "it raised, or an input failed",
     (PLACED, CANCELLED): "the runner did not start it",
@@ -59,6 +59,20 @@ TRANSITIONS: dict[tuple[TaskState, TaskState], str] = {
 
 #: States in which a task still needs its inputs.
 UNFINISHED = frozenset({WAITING, READY, PLACED})
+
+
+class Trouble:
+    """What has befallen a task; few tasks have one of these."""
+
+    __slots__ = ("ends", "moved", "raised")
+
+    def __init__(self) -> None:
+        #: How runners ended that were running this task, and how often so.
+        self.ends: dict[str, int] = {}
+        #: How many attempts raised and were tried again.
+        self.raised = 0
+        #: It was taken back from a busy runner, to run on one that is idle.
+        self.moved = False
 
 
 class TaskEntry:
@@ -76,6 +90,7 @@ class TaskEntry:
         "spec",
         "state",
         "task",
+        "trouble",
         "unfinished",
     )
 
@@ -100,6 +115,14 @@ class TaskEntry:
         self.released = False
         #: A request to cancel is on its way to the runner.
         self.cancelled = False
+        self.trouble: Trouble | None = None
+
+    def troubled(self) -> Trouble:
+        """Its trouble; from here on it has one."""
+        trouble = self.trouble
+        if trouble is None:
+            trouble = self.trouble = Trouble()
+        return trouble
 
     def story(self) -> str:
         """The task in words, for errors."""
@@ -126,6 +149,8 @@ class RunnerEntry:
         "alive",
         "cancels",
         "codes",
+        "crowded",
+        "dropped_codes",
         "finished",
         "gone",
         "host",
@@ -140,8 +165,10 @@ class RunnerEntry:
         "peer",
         "pid",
         "placements",
+        "recalls",
         "ref",
         "releases",
+        "running",
         "tasks",
         "told",
         "window",
@@ -158,10 +185,11 @@ class RunnerEntry:
         self.alive = True
         #: Our link to it is over, and its node has not reported its end yet.
         self.gone = False
-        #: Tasks PLACED here.
+        #: Tasks PLACED here, and one for each lease: its client may be running something here.
         self.outstanding = 0
         #: Tasks that got their value here, ever.
         self.finished = 0
+        #: How many may be outstanding; each lease widens it by the one that it counts for.
         self.window = window
         #: Exponential mean of the tasks' durations, negative before the first.
         self.mean_s = -1.0
@@ -174,10 +202,16 @@ class RunnerEntry:
         self.told: set[PeerId] = set()
         #: The manager's index that holds this runner, by how much room it has.
         self.index: dict[PeerId, RunnerEntry] | None = None
+        #: Whether tasks may be waiting here behind another one, so that they could be taken back.
+        self.crowded = False
         #: What is to be sent at the end of the event.
         self.placements: list[Placement] = []
         self.new_codes: list[Code] = []
+        self.dropped_codes: list[CodeId] = []
         self.new_peers: list[PeerRef] = []
         self.cancels: list[TaskId] = []
+        self.recalls: list[tuple[TaskId, int]] = []
+        #: The task that it was last known to have started, from the answer to a recall.
+        self.running = TaskId(0)
         #: Values to release with the next batch.
         self.releases: list[TaskId] = []

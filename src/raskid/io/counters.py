@@ -1,5 +1,9 @@
 """Plain counters of what a process did, for benchmarks and for `raskid status`.
 
+`copies` counts bytes that this process copied from one of its buffers to another while it sent and received: each
+byte received once, when frames are cut out of the stream, and each byte sent once, when its frame is made, and again
+when several frames are put together or when the kernel has no room. What the kernel and the codec copy does not count.
+
 Hot paths add to the attributes directly (``counters.syscalls += 1``): a method call would cost more than most of what
 is counted. Nothing here reads a clock or makes an average over time.
 """
@@ -7,11 +11,14 @@ is counted. Nothing here reads a clock or makes an average over time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class Counters:
     """Counts since the process began. `FIELDS` is also the order of `as_list`; new fields go last."""
 
+    #: What is worth dividing by the number of tasks or messages.
+    COSTS = ("wakeups", "syscalls", "copies", "bytes_sent", "bytes_received")
     FIELDS = (
         "wakeups",
         "syscalls",
@@ -46,6 +53,17 @@ class Counters:
     def as_dict(self) -> dict[str, int]:
         """The counts by name, in the order of `FIELDS`."""
         return {name: getattr(self, name) for name in self.FIELDS}
+
+    def as_rows(self) -> dict[str, Any]:
+        """The counts by name, and the costs for each task and for each message, sent or received.
+
+        `per_task` and `per_message` are empty while there were none.
+        """
+        rows: dict[str, Any] = dict(self.as_dict())
+        for name, count in (("per_task", self.tasks), ("per_message", self.messages_sent + self.messages_received)):
+            each = self.per(count) if count else {}
+            rows[name] = {cost: each[cost] for cost in self.COSTS if cost in each}
+        return rows
 
     def as_list(self) -> list[int]:
         """The counts in the order of `FIELDS`, as an outbox's counter words hold them."""

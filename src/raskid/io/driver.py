@@ -8,30 +8,36 @@ several threads: the machines are guarded by `lock`, and waiting happens outside
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
-from raskid.core.machine import Effect, Event, Tick
-from raskid.core.peer import (
-    BytesReceived,
-    Connect,
-    ConnectionClosed,
-    ConnectionOpened,
-    Disconnect,
-)
-from raskid.core.station import Station
+from raskid.core.effects import Connect, Disconnect, Effect
+from raskid.core.events import BytesReceived, ConnectionClosed, ConnectionOpened, Event, Tick
 from raskid.io.counters import Counters
 from raskid.io.poller import READ, WRITE, Poller
-from raskid.io.transports import Listener, Transport, connect
+from raskid.io.transports import Connecting, Listener, Transport, start
+from raskid.protocol.framing import frame_bytes
+
+if TYPE_CHECKING:
+    import ssl
 
 #: What a connection may keep in this process beyond what the kernel took; control can overtake all but this.
 ROOM_BYTES = 256 * 1024
 #: How long a connection that is over may take to write its last words.
 LINGER_S = 5.0
+#: How often somebody who lingers looks whether another thread has written the rest.
+LINGER_LOOK_S = 0.05
+#: A listener that cannot accept (no descriptor is left) rests for so long; whoever wants in waits in its queue.
+ACCEPT_PAUSE_S = 0.5
+#: While the kernel at the other end of a network owes an acknowledgement, it is looked at so often; a connection over
+#: which none has come for `SILENT_S` is given up, and its link looks for another.
+HEARTBEAT_S = 5.0
+SILENT_S = 20.0
 
 #: So many waits in a row that were longer than the look before them end the looking, until a short one comes again.
 SPIN_LUCK = 3
@@ -41,25 +47,47 @@ sched_yield = getattr(os, "sched_yield", lambda: None)
 
 
 class _Channel:
-    __slots__ = ("id", "transport", "writing")
+    __slots__ = ("id", "owed_since", "transport", "watching", "writing")
 
     def __init__(self, identifier: int, transport: Transport) -> None:
         self.id = identifier
         self.transport = transport
         self.writing = False
+        #: Somebody looks every `HEARTBEAT_S` whether what was written is acknowledged; True where nobody needs to.
+        self.watching = not transport.over_network
+        #: Since when the other end's kernel is known to owe an acknowledgement.
+        self.owed_since: float | None = None
+
+
+class Machines(Protocol):
+    """What a driver needs of a station."""
+
+    peer: Any
+
+    def handle(self, event: Any, now: float) -> list[Any]:
+        """Take in an event."""
+
+    def perform(self, effects: list[Any], now: float) -> list[Any]:
+        """Perform effects of a machine that was asked directly."""
+
+    def next_deadline(self) -> float | None:
+        """When a Tick is due."""
+
+    def goodbye(self, reason: str, now: float, relayed_only: bool = False) -> list[Any]:
+        """Tell everybody that this process ends on purpose."""
 
 
 class Driver:
     """The loop of one process.
 
     Args:
-        station: The machines.
+        station: The machines, a `raskid.core.station.Station` or what stands before one.
         apply: Called under the lock with every effect that is the application's.
         client_tls: For outgoing TCP connections; None allows TCP on the loopback only.
     """
 
     def __init__(
-        self, station: Station, apply: Callable[[Effect], None], client_tls: ssl.SSLContext | None = None
+        self, station: Machines, apply: Callable[[Effect], None], client_tls: ssl.SSLContext | None = None
     ) -> None:
         self.station = station
         self.apply = apply
@@ -77,6 +105,11 @@ class Driver:
         self._channels: dict[int, _Channel] = {}
         #: Connections that are over but for their last bytes, and until when those are worth waiting for.
         self._leaving: dict[_Channel, float] = {}
+        #: Connections that are being opened.
+        self._opening: dict[int, Connecting] = {}
+        #: What the driver itself has to do later: (time, number, what).
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._timer_number = 0
         self._steps = 0
         self._wake_out, self._wake_in = socket.socketpair()
         self._wake_out.setblocking(False)
@@ -103,6 +136,13 @@ class Driver:
         def ready(events: int) -> None:
             while (transport := listener.accept()) is not None:
                 self.adopt(transport)
+            if listener.exhausted:
+                self.unwatch(listener.fileno())
+                self._later(ACCEPT_PAUSE_S, again)
+
+        def again() -> None:
+            if listener.fileno() >= 0 and not self.closed:
+                self.watch(listener.fileno(), ready)
 
         self.watch(listener.fileno(), ready)
 
@@ -117,7 +157,7 @@ class Driver:
             identifier = self.station.peer.new_connection()
             self._add(identifier, transport)
             self._feed(ConnectionOpened(identifier, outbound=False))
-            return identifier
+            return int(identifier)
 
     def _add(self, identifier: int, transport: Transport) -> None:
         channel = _Channel(identifier, transport)
@@ -128,6 +168,10 @@ class Driver:
             self._on_ready(channel, events)
 
         self.watch(transport.fileno(), ready)
+
+    def _later(self, seconds: float, act: Callable[[], None]) -> None:
+        self._timer_number += 1
+        heapq.heappush(self._timers, (self.clock() + seconds, self._timer_number, act))
 
     def wake(self) -> None:
         """Make a thread that waits in `step` come back."""
@@ -167,14 +211,45 @@ class Driver:
 
     def _connect(self, effect: Connect) -> None:
         try:
-            transport = connect(effect.address, self.client_tls)
+            made = start(effect.address, self.client_tls)
         except OSError as error:
             self._feed(ConnectionClosed(effect.connection, f"{effect.address}: {error}"))
             return
-        self._add(effect.connection, transport)
-        self._feed(ConnectionOpened(effect.connection, outbound=True))
+        if isinstance(made, Connecting):
+            self._opening[effect.connection] = made
+            self._watch_opening(effect.connection, made)
+        else:
+            self._opened(effect.connection, made)
+
+    def _watch_opening(self, identifier: int, opening: Connecting) -> None:
+        """Wait until a connection is there or not; the peer limits how long."""
+
+        def ready(events: int) -> None:
+            self.unwatch(opening.fileno())
+            try:
+                transport = opening.finish()
+            except OSError as error:
+                del self._opening[identifier]
+                self._feed(ConnectionClosed(identifier, f"{opening.address}: {error}"))
+                return
+            if transport is None:
+                self._watch_opening(identifier, opening)
+                return
+            del self._opening[identifier]
+            self._opened(identifier, transport)
+
+        self.watch(opening.fileno(), ready, WRITE)
+
+    def _opened(self, identifier: int, transport: Transport) -> None:
+        self._add(identifier, transport)
+        self._feed(ConnectionOpened(identifier, outbound=True))
 
     def _disconnect(self, effect: Disconnect) -> None:
+        opening = self._opening.pop(effect.connection, None)
+        if opening is not None:
+            self.unwatch(opening.fileno())
+            opening.close()
+            return
         channel = self._channels.get(effect.connection)
         if channel is None:
             return
@@ -236,6 +311,8 @@ class Driver:
         if data is None:
             return True
         self.counters.bytes_received += len(data)
+        # The payloads are cut out of it.
+        self.counters.copies += len(data)
         self._feed(BytesReceived(channel.id, data))
         return True
 
@@ -284,9 +361,18 @@ class Driver:
             if not data:
                 break
             transport.send(data)
-            self.counters.bytes_sent += len(data)
-            if transport.pending:
+            size = len(data)
+            self.counters.bytes_sent += size
+            # Made of header and payload, perhaps joined from several frames, and kept where the kernel has no room.
+            frames = 1 if frame_bytes(data) == size else 2
+            pending = transport.pending
+            self.counters.copies += frames * size + pending
+            if pending or size < ROOM_BYTES:
+                # Less than there was room for: that was all.
                 break
+        if not channel.watching:
+            channel.watching = True
+            self._later(HEARTBEAT_S, lambda: self._look_for_life(channel))
         wanted = transport.wants_write
         if wanted != channel.writing:
             channel.writing = wanted
@@ -298,7 +384,39 @@ class Driver:
             else:
                 self.unwatch(write_fd)
 
+    def _look_for_life(self, channel: _Channel) -> None:
+        """Give up a connection whose other end, kernel included, has fallen silent.
+
+        The kernel answers for a process that is busy, so nobody is taken for lost who only computes. Without anything
+        on its way there is nothing to look at, and an idle connection costs nothing.
+        """
+        if self._channels.get(channel.id) is not channel:
+            return
+        try:
+            silent_s = channel.transport.silent_s()
+        except OSError as error:
+            self._lost(channel, f"{type(error).__name__}: {error}")
+            return
+        if silent_s is None:
+            channel.watching, channel.owed_since = False, None
+            return
+        now = self.clock()
+        if channel.owed_since is None or now - silent_s > channel.owed_since:
+            channel.owed_since = now
+        if now - channel.owed_since >= SILENT_S:
+            self._lost(channel, f"its machine has acknowledged nothing for {now - channel.owed_since:.0f} s")
+            return
+        self._later(HEARTBEAT_S, lambda: self._look_for_life(channel))
+
     # ── the loop ──
+
+    def next_deadline(self) -> float | None:
+        """When `step` has something to do although nothing comes: for the machines, or for connections."""
+        deadline: float | None = self.station.next_deadline()
+        if not self._leaving and not self._timers:
+            return deadline
+        own = [*self._leaving.values(), *(at for at, _, _ in self._timers[:1])]
+        return min(own if deadline is None else [*own, deadline])
 
     def step(self, timeout: float | None) -> bool:
         """Wait for something, at most `timeout` seconds, and handle it. Returns whether anything was ready."""
@@ -307,8 +425,7 @@ class Driver:
                 return False
             self.flush()
             deadline = self.station.next_deadline()
-            wait_until = min((*self._leaving.values(), *(() if deadline is None else (deadline,))), default=None)
-            self.waits_until = wait_until
+            self.waits_until = wait_until = self.next_deadline()
             self._steps += 1
         if wait_until is not None:
             left = max(0.0, wait_until - self.clock())
@@ -338,6 +455,8 @@ class Driver:
                 self._feed(Tick())
             for channel in [channel for channel, until in self._leaving.items() if now >= until]:
                 self._close(channel)
+            while self._timers and self._timers[0][0] <= now:
+                heapq.heappop(self._timers)[2]()
             self.flush()
         return bool(ready)
 
@@ -371,31 +490,96 @@ class Driver:
         """The counters so far, those of open connections included."""
         with self.lock:
             total = Counters.from_list(self.counters.as_list())
+            counts = self.station.peer.counts()
+            total.frames_sent, total.frames_received, total.messages_sent, total.messages_received = counts
             total.syscalls += sum(channel.transport.syscalls for channel in (*self._channels.values(), *self._leaving))
             return total
 
-    def close(self, reason: str = "its process ends") -> None:
-        """Say goodbye, write what can be written at once, and close everything. A thread that waits comes back."""
+    def close(self, reason: str = "its process ends", linger_s: float = 0.0) -> None:
+        """Say goodbye, write what can be written at once, and close everything. A thread that waits comes back.
+
+        Args:
+            reason: What the peers are told.
+            linger_s: How long to go on writing, in seconds; what is not written by then is lost.
+        """
+        until = self.clock() + linger_s
+        self._linger(until)
         with self.lock:
             if self.closed:
                 return
-            self.station.peer.goodbye(reason)
-            for channel in list(self._channels.values()):
-                with contextlib.suppress(OSError):
-                    self._write(channel)
-                self._close(channel)
-            for channel in list(self._leaving):
-                self._close(channel)
-            self.closed = True
-            for fd in list(self._handlers):
-                if fd != self._wake_out.fileno():
-                    self.unwatch(fd)
-            if self._steps:
-                # Whoever waits gives the descriptors back: they must not vanish below a wait.
-                self._woken = False
-                self.wake()
-            else:
-                self._give_back()
+            self._apply_all(self.station.goodbye(reason, self.clock(), relayed_only=True))
+        self._linger(until)
+        with self.lock:
+            if self.closed:
+                return
+            self._apply_all(self.station.goodbye(reason, self.clock()))
+        self._linger(until)
+        self._linger(until, self._is_heard_out)
+        with self.lock:
+            if not self.closed:
+                self._close_all()
+
+    def _linger(self, until: float, done: Callable[[], bool] | None = None) -> None:
+        while not self.closed and (left := until - self.clock()) > 0:
+            if done() if done is not None else not self.unwritten():
+                break
+            self.step(min(left, LINGER_LOOK_S))
+
+    def _is_heard_out(self) -> bool:
+        """Whether nobody across a network may still read: they close when they have read the goodbye.
+
+        A TCP socket that is closed while the other end writes takes back what is still in the kernel.
+        """
+        with self.lock:
+            return not any(channel.transport.over_network for channel in self._channels.values())
+
+    def _close_all(self) -> None:
+        for channel in list(self._channels.values()):
+            with contextlib.suppress(OSError):
+                self._write(channel)
+            self._close(channel)
+        for channel in list(self._leaving):
+            self._close(channel)
+        for identifier in list(self._opening):
+            self._disconnect(Disconnect(identifier, ""))
+        self.closed = True
+        for fd in list(self._handlers):
+            if fd != self._wake_out.fileno():
+                self.unwatch(fd)
+        if self._steps:
+            # Whoever waits gives the descriptors back: they must not vanish below a wait.
+            self._woken = False
+            self.wake()
+        else:
+            self._give_back()
+
+    def unwritten(self) -> bool:
+        """Whether something waits to be written: for a peer that is not away, or for room in a connection."""
+        with self.lock:
+            peer = self.station.peer
+            return any(not peer.is_away(other) for other in peer.unsent()) or any(
+                channel.transport.pending for channel in (*self._channels.values(), *self._leaving)
+            )
+
+    def abandon(self) -> None:
+        """In a process that was forked: close its copies of the descriptors, and touch nothing that both share.
+
+        The sockets and the set of watched descriptors are the other process's as well: a word on the former, or a
+        removal from the latter, would be that one's doing.
+        """
+        self.closed = True
+        for channel in (*self._channels.values(), *self._leaving):
+            channel.transport.abandon()
+        for opening in self._opening.values():
+            opening.close()
+        self._opening.clear()
+        self._channels.clear()
+        self._leaving.clear()
+        self._handlers.clear()
+        with contextlib.suppress(OSError):
+            self.poller.close()
+        self._wake_in.close()
+        self._wake_out.close()
 
     def _give_back(self) -> None:
         if self._wake_out.fileno() >= 0:

@@ -1,4 +1,4 @@
-"""A ring in shared memory in which a runner leaves finished values for its node agent.
+"""A ring in shared memory in which a runner leaves finished values for its node agent, and what else the two share.
 
 One runner writes, one agent reads; nobody else does either. What the runner has written stays readable when the
 runner is busy, stopped or dead, so a finished result is neither late nor lost. The outbox does not wake anybody: the
@@ -13,6 +13,11 @@ Order of stores: the words are stored through ``memoryview.cast("Q")``, which co
 (``struct`` with a byte order would store single bytes). x86 keeps the order of stores and that of loads, and CPython
 does not move them across bytecodes. Other processors (aarch64) may reorder both, so there a lock is released and
 acquired in between: a release followed by an acquire is a full barrier there.
+
+The other way, the agent takes tasks back: it writes what it recalls into a small second ring, and then looks at which
+task the runner has started. The runner says which task it starts, and then looks for recalls. Each stores before it
+loads, with a full barrier in between (on every processor: x86, too, lets a load pass an earlier store), so at least one
+of them sees the other; `docs/design/009-recall.md` has the argument.
 """
 
 from __future__ import annotations
@@ -22,18 +27,25 @@ import mmap
 import os
 import platform
 import struct
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from raskid.io.scratch import nameless_file
 from raskid.model.errors import RemoteProtocolError
 
 _MAGIC = 0x3158_4244_4B53_4152
 _HEADER_BYTES = 4096
 #: Indexes of 8-byte words in the header.
-_W_MAGIC, _W_CAPACITY, _W_TAIL, _W_HEAD, _W_VERSION, _W_COUNTERS = 0, 1, 8, 16, 24, 32
+_W_MAGIC, _W_CAPACITY, _W_TAIL, _W_HEAD, _W_RECALLED, _W_COUNTERS, _W_RUNNING, _W_RECALLS_READ = (
+    0, 1, 8, 16, 24, 32, 48, 56,
+)  # fmt: skip
 COUNTER_WORDS = 16
+
+#: How many recalls a runner may be behind; each is two words, the task and the attempt.
+RECALLS_MAX = 4096
+_RECALL_BYTES = RECALLS_MAX * 16
+_NO_RECALLS: list[tuple[int, int]] = []
 
 #: Size of the entry with its header, before alignment; attempt; task; seconds; value's length; client's length; flags.
 _ENTRY = struct.Struct("=IIQdIHBx")
@@ -45,20 +57,27 @@ _SLACK_BYTES = 64
 _OK = 1
 _MORE = 2
 _CONTINUES = 4
+_DIRECT = 8
+_NOT_STARTED = 16
 
 _MASK_64 = (1 << 64) - 1
 _STRONG_ORDER = platform.machine().lower() in {"x86_64", "amd64", "i686", "i386"}
 
 
 class Entry(NamedTuple):
-    """One finished attempt. `value` is the pickled value, or the pickled error when not `ok`."""
+    """One finished attempt. `value` is the pickled value, or the pickled error when not `ok`.
+
+    `direct`: the client had sent the task to the runner itself. Not `started`: nothing ran, because it was recalled.
+    """
 
     task: int
     attempt: int
     ok: bool
     seconds: float
-    client: bytes
+    client: str
     value: bytes
+    direct: bool = False
+    started: bool = True
 
 
 class Outbox:
@@ -73,12 +92,16 @@ class Outbox:
         self._capacity = self._words[_W_CAPACITY]
         self._mask = self._capacity - 1
         self._entry_bytes_max = self._capacity // 4
+        recalls_at = _HEADER_BYTES + self._capacity + _SLACK_BYTES
+        self._recalls = self._bytes[recalls_at : recalls_at + _RECALL_BYTES].cast("Q")
+        #: Writer: how many recalls it has read.
+        self._recalls_read = self._words[_W_RECALLS_READ]
         #: Writer: may lag behind the head word, never run ahead. (The tail has no copy here: a signal handler that
         #: raises between two stores would leave the copy wrong, and the next entry would overwrite one not yet read.)
         self._head_seen = self._words[_W_HEAD]
         #: Reader: equals the head word. `_pieces` holds the value whose last piece is still to come.
         self._head = self._head_seen
-        self._first: tuple[int, int, float, bytes] | None = None
+        self._first: Entry | None = None
         self._pieces: list[bytes] = []
         self._barrier_lock = threading.Lock()
         self._barrier_lock.acquire()
@@ -96,7 +119,7 @@ class Outbox:
         """
         if capacity < 1024 or capacity & (capacity - 1) or capacity > 1 << 31:
             raise ValueError(f"an outbox holds a power of two of bytes, from 1024 to 2**31, not {capacity}")
-        total = _HEADER_BYTES + capacity + _SLACK_BYTES
+        total = _HEADER_BYTES + capacity + _SLACK_BYTES + _RECALL_BYTES
         fd = _anonymous_file(total)
         try:
             memory = mmap.mmap(fd, total)
@@ -121,7 +144,7 @@ class Outbox:
         memory = mmap.mmap(fd, total)
         with memoryview(memory) as whole, whole[:_HEADER_BYTES].cast("Q") as words:
             magic, capacity = words[_W_MAGIC], words[_W_CAPACITY]
-        if magic != _MAGIC or total != _HEADER_BYTES + capacity + _SLACK_BYTES:
+        if magic != _MAGIC or total != _HEADER_BYTES + capacity + _SLACK_BYTES + _RECALL_BYTES:
             memory.close()
             raise RemoteProtocolError(f"descriptor {fd} is no outbox: magic {magic:#x}, {total} bytes")
         return cls(memory, -1)
@@ -144,6 +167,7 @@ class Outbox:
     def close(self) -> None:
         """Unmaps the outbox here; the other side is not affected. Closing twice is no error."""
         self._words.release()
+        self._recalls.release()
         self._bytes.release()
         self._memory.close()
         if self._fd >= 0:
@@ -175,6 +199,8 @@ class Outbox:
         client: bytes,
         value: bytes,
         wait: Callable[[], None],
+        direct: bool = False,
+        started: bool = True,
     ) -> None:
         """Writes one entry of any size.
 
@@ -183,14 +209,16 @@ class Outbox:
             attempt: Number of the attempt.
             ok: Whether `value` is a value and not an error.
             seconds: How long the task ran.
-            client: Id of the client that gets the value.
+            client: Id of the client that gets the value, in UTF-8.
             value: The pickle.
             wait: Called whenever there is no room; returns when it is worth another try. What it raises passes
                 through; the reader then never sees this entry, and later entries are not affected.
+            direct: Whether the client had sent the task here itself.
+            started: False when nothing ran, because the task was recalled.
         Raises:
             ValueError: The client's id is longer than an eighth of the ring.
         """
-        ok_flag = _OK if ok else 0
+        ok_flag = (_OK if ok else 0) | (_DIRECT if direct else 0) | (0 if started else _NOT_STARTED)
         if _ENTRY_BYTES + len(client) + len(value) <= self._entry_bytes_max:
             while not self._put(task, attempt, ok_flag, seconds, client, value):
                 wait()
@@ -301,15 +329,22 @@ class Outbox:
             if size != _ENTRY_BYTES + n_client + n_value or after > tail or at + size > self._capacity:
                 raise RemoteProtocolError(f"outbox: the entry at {head} of {size} bytes makes no sense (tail {tail})")
             start = _HEADER_BYTES + at + _ENTRY_BYTES
-            client = memory[start : start + n_client]
+            try:
+                client = memory[start : start + n_client].decode()
+            except UnicodeDecodeError as error:
+                raise RemoteProtocolError(
+                    f"outbox: the client's id in the entry at {head} is no text: {error}"
+                ) from error
             value = memory[start + n_client : start + n_client + n_value]
+            ok = flags & _OK != 0
+            entry = Entry(task, attempt, ok, seconds, client, value, flags & _DIRECT != 0, flags & _NOT_STARTED == 0)
             if flags & (_MORE | _CONTINUES):
-                self._join(Entry(task, attempt, bool(flags & _OK), seconds, client, value), flags, entries)
+                self._join(entry, flags, entries)
             else:
                 # The writer gave up in the middle of a large value, if there are pieces: they are worthless now.
                 self._first = None
                 self._pieces.clear()
-                entries.append(Entry(task, attempt, bool(flags & _OK), seconds, client, value))
+                entries.append(entry)
         if not _STRONG_ORDER:
             self._barrier()
         # The loads above are done before the writer may use the room again.
@@ -320,14 +355,13 @@ class Outbox:
     def _join(self, piece: Entry, flags: int, entries: list[Entry]) -> None:
         if not flags & _CONTINUES:
             self._pieces.clear()
-            self._first = (piece.task, piece.attempt, piece.seconds, piece.client)
+            self._first = piece
         elif self._first is None or self._first[:2] != (piece.task, piece.attempt):
             raise RemoteProtocolError(f"outbox: a piece of task {piece.task} continues nothing")
         self._pieces.append(piece.value)
         if not flags & _MORE:
             assert self._first is not None
-            task, attempt, seconds, client = self._first
-            entries.append(Entry(task, attempt, piece.ok, seconds, client, b"".join(self._pieces)))
+            entries.append(self._first._replace(value=b"".join(self._pieces)))
             self._first = None
             self._pieces.clear()
 
@@ -335,39 +369,100 @@ class Outbox:
         """The 16 counter words as the writer last set them."""
         return self._words[_W_COUNTERS : _W_COUNTERS + COUNTER_WORDS].tolist()
 
-    # ── The word that the agent writes for the runner ────────────────────────────────────────────────────────────────
+    # ── Starting and recalling ───────────────────────────────────────────────────────────────────────────────────────
 
-    @property
-    def version(self) -> int:
-        """Counts the changes that the runner should look at; it compares this with what it saw before."""
-        return self._words[_W_VERSION]
+    def start(self, task: int) -> list[tuple[int, int]]:
+        """Runner: says that `task` starts now, and returns what was recalled since the last call.
 
-    def bump_version(self) -> int:
-        """Adds one to `version`; the agent only. Returns the new one."""
-        version = (self._words[_W_VERSION] + 1) & _MASK_64
+        When `task` is among that, it must not run: the agent may have answered already that it never will.
+        """
+        words = self._words
+        lock = self._barrier_lock
+        if not _STRONG_ORDER:
+            # What the last task left must be seen before it is seen that the next one runs.
+            self._barrier()
+        words[_W_RUNNING] = task
+        # `_barrier`, without the call.
+        lock.release()
+        lock.acquire()
+        recalled = words[_W_RECALLED]
+        if recalled == self._recalls_read:
+            return _NO_RECALLS
+        return self._read_recalls(recalled)
+
+    def recalls(self) -> list[tuple[int, int]]:
+        """Runner: what was recalled since the last look, when nothing is to be started."""
+        recalled = self._words[_W_RECALLED]
+        return _NO_RECALLS if recalled == self._recalls_read else self._read_recalls(recalled)
+
+    def _read_recalls(self, recalled: int) -> list[tuple[int, int]]:
         if not _STRONG_ORDER:
             self._barrier()
-        self._words[_W_VERSION] = version
-        return version
+        words = self._recalls
+        found = []
+        for number in range(self._recalls_read, recalled):
+            at = number % RECALLS_MAX * 2
+            found.append((words[at], words[at + 1]))
+        if not _STRONG_ORDER:
+            self._barrier()
+        self._recalls_read = recalled
+        self._words[_W_RECALLS_READ] = recalled
+        return found
+
+    def recall(self, tasks: Sequence[tuple[int, int]]) -> tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]]:
+        """Agent: takes tasks back that the runner has not started.
+
+        Args:
+            tasks: Pairs of a task and the newest attempt of it that is not to start any more.
+        Returns:
+            Those that never start from here on, or are among the entries that `read` gives now or has given; and the
+            others, which have perhaps started (or there was no room for so many).
+        Raises:
+            RemoteProtocolError: The words make no sense (somebody wrote over the shared memory).
+        """
+        words, recalls = self._words, self._recalls
+        recalled = words[_W_RECALLED]
+        behind = recalled - words[_W_RECALLS_READ]
+        if not 0 <= behind <= RECALLS_MAX:
+            raise RemoteProtocolError(f"outbox: the runner is {behind} recalls behind")
+        taken = tasks[: RECALLS_MAX - behind]
+        for number, (task, attempt) in enumerate(taken, recalled):
+            at = number % RECALLS_MAX * 2
+            recalls[at], recalls[at + 1] = task, attempt
+        if not _STRONG_ORDER:
+            self._barrier()
+        words[_W_RECALLED] = recalled + len(taken)
+        self._barrier()
+        running = words[_W_RUNNING]
+        if not _STRONG_ORDER:
+            # The entries are looked at after this: what had run before `running` is among them then.
+            self._barrier()
+        never = [pair for pair in taken if pair[0] != running]
+        return never, [*(pair for pair in taken if pair[0] == running), *tasks[len(taken) :]]
+
+    @property
+    def running(self) -> int:
+        """The task that the runner started last; 0 before the first."""
+        return self._words[_W_RUNNING]
 
     def _barrier(self) -> None:
-        """No load or store passes this, on processors that would reorder them."""
+        """No load or store passes this."""
         self._barrier_lock.release()
         self._barrier_lock.acquire()
 
 
 def _anonymous_file(total: int) -> int:
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("raskid-outbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
+    fd = nameless_file("raskid-outbox")
+    try:
+        if hasattr(os, "memfd_create"):
             os.ftruncate(fd, total)
             # User code in the runner has the descriptor too; a truncated file would kill the agent with SIGBUS.
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
-    with tempfile.TemporaryFile(prefix="raskid-outbox-", buffering=0) as file:
-        # Written, not only truncated to size: on a full disk this fails now, and not with SIGBUS later.
-        file.write(bytes(total))
-        return os.dup(file.fileno())
+        else:
+            # Written, not only truncated to size: on a full disk this fails now, and not with SIGBUS later.
+            with os.fdopen(os.dup(fd), "wb") as file:
+                file.write(bytes(total))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd

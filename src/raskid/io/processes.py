@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from raskid.core.machine import PeerGone, PeerJoined
-from raskid.core.station import PeerEnded
+from raskid.core.events import PeerEnded, PeerGone, PeerJoined
 from raskid.io.driver import Driver
 from raskid.model.ids import PeerId
 
@@ -15,7 +14,10 @@ TURNS_MAX = 1000
 
 
 class ProcessWatch:
-    """Watches the processes of a driver's peers. Without process descriptors (Linux has them), leases have to end."""
+    """Watches the processes of a driver's peers. Without process descriptors (Linux has them), leases have to end.
+
+    Called under the driver's lock, but for `close` and `abandon`.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -58,5 +60,12 @@ class ProcessWatch:
 
     def close(self) -> None:
         """Watch nobody any more."""
-        for peer in list(self._watched):
-            self._drop(peer)
+        # Whoever handles what came may be dropping one just now: closed twice, a number may be somebody else's.
+        with self._driver.lock:
+            for peer in list(self._watched):
+                self._drop(peer)
+
+    def abandon(self) -> None:
+        """In a process that was forked: close its copies of the descriptors."""
+        while self._watched:
+            os.close(self._watched.popitem()[1])

@@ -1,344 +1,55 @@
-"""Streams of bytes behind one interface: unix sockets, TCP with TLS, pipes of a child process, and memory for tests.
+"""How transports are opened: listening and connecting at ``unix:PATH`` and ``tcp:HOST:PORT``, with TLS on TCP.
 
-No transport blocks. `receive` gives what is there, `send` takes everything and keeps what the kernel does not want
-yet; the driver asks `pending` before it hands over more, so what is kept stays small.
+Beginning to connect waits for no network: `start` gives what is to be polled until the connection is there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import select
 import socket
-import ssl
 import struct
 import sys
-from abc import ABC, abstractmethod
+import time
 from collections import deque
+from typing import TYPE_CHECKING
 
-RECEIVE_BYTES = 256 * 1024
+from raskid.io.streams import (
+    FileTransport,
+    MemoryTransport,
+    SocketTransport,
+    Transport,
+    TransportError,
+)
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = [
+    "Connecting",
+    "FileTransport",
+    "Listener",
+    "MemoryTransport",
+    "SocketTransport",
+    "Transport",
+    "TransportError",
+    "connect",
+    "listen",
+    "peer_uid",
+    "start",
+]
+
 CONNECT_S = 5.0
 #: How long the path of a unix socket may be.
 PATH_BYTES_MAX = 103 if sys.platform == "darwin" else 107
-#: What `close` reads and throws away: a TCP socket closed with unread bytes would take back what it has just written.
-DRAIN_BYTES = 1 << 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
-class TransportError(OSError):
-    """A transport cannot be opened; the text names the address and what to do."""
-
-
-class Transport(ABC):
-    """One end of a two-way stream of bytes."""
-
-    #: System calls made so far.
-    syscalls = 0
-
-    @abstractmethod
-    def receive(self) -> bytes | None:
-        """What has come; None when nothing is there now, b"" when the other end has closed."""
-
-    @abstractmethod
-    def send(self, data: bytes) -> None:
-        """Write, and keep what cannot be written now.
-
-        Raises:
-            OSError: The other end is gone.
-        """
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Write more of what was kept."""
-
-    @property
-    @abstractmethod
-    def pending(self) -> int:
-        """Bytes kept."""
-
-    @property
-    def wants_write(self) -> bool:
-        """Whether `flush` could do something once the descriptor is writable."""
-        return self.pending > 0
-
-    @abstractmethod
-    def fileno(self) -> int:
-        """What to poll for reading."""
-
-    def write_fileno(self) -> int:
-        """What to poll for writing."""
-        return self.fileno()
-
-    @abstractmethod
-    def close(self) -> None:
-        """Close; twice is no error."""
-
-
-class FileTransport(Transport):
-    """Two file descriptors: the pipes of a child process, or standard input and output."""
-
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        self._read = read_fd
-        self._write = write_fd
-        self._kept = bytearray()
-        os.set_blocking(read_fd, False)
-        os.set_blocking(write_fd, False)
-        self._closed = False
-
-    def receive(self) -> bytes | None:
-        self.syscalls += 1
-        try:
-            return os.read(self._read, RECEIVE_BYTES)
-        except BlockingIOError:
-            return None
-
-    def send(self, data: bytes) -> None:
-        if self._kept:
-            self._kept += data
-            return
-        self.syscalls += 1
-        try:
-            sent = os.write(self._write, data)
-        except BlockingIOError:
-            sent = 0
-        if sent < len(data):
-            self._kept += memoryview(data)[sent:]
-
-    def flush(self) -> None:
-        while self._kept:
-            self.syscalls += 1
-            try:
-                sent = os.write(self._write, self._kept)
-            except BlockingIOError:
-                return
-            del self._kept[:sent]
-
-    @property
-    def pending(self) -> int:
-        return len(self._kept)
-
-    def fileno(self) -> int:
-        return self._read
-
-    def write_fileno(self) -> int:
-        return self._write
-
-    def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            for fd in {self._read, self._write}:
-                with contextlib.suppress(OSError):
-                    os.close(fd)
-
-
-class SocketTransport(Transport):
-    """A connected stream socket."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
-        self.sock = sock
-        self._kept = bytearray()
-
-    def receive(self) -> bytes | None:
-        self.syscalls += 1
-        try:
-            return self.sock.recv(RECEIVE_BYTES)
-        except (BlockingIOError, InterruptedError):
-            return None
-        except ConnectionResetError:
-            # It closed before it had read everything.
-            return b""
-
-    def send(self, data: bytes) -> None:
-        if self._kept:
-            self._kept += data
-            return
-        self.syscalls += 1
-        try:
-            sent = self.sock.send(data)
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        if sent < len(data):
-            self._kept += memoryview(data)[sent:]
-
-    def flush(self) -> None:
-        while self._kept:
-            self.syscalls += 1
-            try:
-                sent = self.sock.send(self._kept)
-            except (BlockingIOError, InterruptedError):
-                return
-            del self._kept[:sent]
-
-    @property
-    def pending(self) -> int:
-        return len(self._kept)
-
-    def fileno(self) -> int:
-        return self.sock.fileno()
-
-    def close(self) -> None:
-        if self.sock.fileno() >= 0 and self.sock.family != socket.AF_UNIX:
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_WR)
-                left = DRAIN_BYTES
-                while left > 0 and (data := self.sock.recv(RECEIVE_BYTES)):
-                    left -= len(data)
-        self.sock.close()
-
-
-class TlsTransport(SocketTransport):
-    """TLS over a connected socket. The handshake runs along with the first reads and writes."""
-
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext, server_side: bool) -> None:
-        super().__init__(sock)
-        self._incoming = ssl.MemoryBIO()
-        self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
-        self._ready = False
-        #: What was sent before the handshake was over.
-        self._plain = bytearray()
-        self._shake()
-
-    def _shake(self) -> None:
-        try:
-            self._tls.do_handshake()
-        except ssl.SSLWantReadError:
-            self._push()
-            return
-        except ssl.SSLError as error:
-            # The other end is to learn why, if it still listens.
-            with contextlib.suppress(OSError):
-                self._push()
-            raise _tls_error(error) from error
-        self._ready = True
-        plain, self._plain = self._plain, bytearray()
-        self._encrypt(plain)
-        self._push()
-
-    def _encrypt(self, data: bytes | bytearray) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._tls.write(view) :]
-
-    def _push(self) -> None:
-        if self._outgoing.pending:
-            super().send(self._outgoing.read())
-
-    def receive(self) -> bytes | None:
-        data = super().receive()
-        if not data:
-            return data
-        self._incoming.write(data)
-        if not self._ready:
-            self._shake()
-            if not self._ready:
-                return None
-        parts: list[bytes] = []
-        ended = False
-        try:
-            while part := self._tls.read(RECEIVE_BYTES):
-                parts.append(part)
-            ended = True
-        except ssl.SSLWantReadError:
-            pass
-        except ssl.SSLZeroReturnError:
-            ended = True
-        except ssl.SSLError as error:
-            if not parts:
-                raise _tls_error(error) from error
-            # What came before the mistake counts; the next call meets the mistake again, or the end.
-        self._push()
-        return b"".join(parts) if parts or ended else None
-
-    def send(self, data: bytes) -> None:
-        if not self._ready:
-            self._plain += data
-            return
-        self._encrypt(data)
-        self._push()
-
-    @property
-    def pending(self) -> int:
-        return len(self._kept) + len(self._plain)
-
-    @property
-    def wants_write(self) -> bool:
-        # What waits for the handshake waits for the other end, not for room in the kernel.
-        return len(self._kept) > 0
-
-    def close(self) -> None:
-        if self._ready and not self._kept and self.sock.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                self._tls.unwrap()
-            with contextlib.suppress(OSError):
-                self._push()
-        super().close()
-
-
-def _tls_error(error: ssl.SSLError) -> TransportError:
-    """What went wrong, for somebody who knows no TLS."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return TransportError(
-            f"the other end's certificate is not this session's ({error.verify_message}); is this the right address, "
-            "and the session file up to date?"
-        )
-    reason = error.reason or str(error)
-    if "ALERT" in reason:
-        return TransportError(f"the other end refused our certificate, or does not trust its own session's: {reason}")
-    return TransportError(f"no TLS with the other end: {reason}")
-
-
-class MemoryTransport(Transport):
-    """One end of a pair in memory. Its file descriptor is one end of a socket pair that only carries wake-ups."""
-
-    def __init__(self, inbox: deque[bytes], outbox: deque[bytes], bell: socket.socket) -> None:
-        self._inbox = inbox
-        self._outbox = outbox
-        self._bell = bell
-        bell.setblocking(False)
-
-    @classmethod
-    def pair(cls) -> tuple[MemoryTransport, MemoryTransport]:
-        """Two connected ends."""
-        one, two = socket.socketpair()
-        there: deque[bytes] = deque()
-        back: deque[bytes] = deque()
-        return cls(back, there, one), cls(there, back, two)
-
-    def receive(self) -> bytes | None:
-        self.syscalls += 1
-        ended = False
-        try:
-            ended = self._bell.recv(4096) == b""
-        except BlockingIOError:
-            pass
-        except ConnectionResetError:
-            ended = True
-        if self._inbox:
-            parts = []
-            while self._inbox:
-                parts.append(self._inbox.popleft())
-            return b"".join(parts)
-        return b"" if ended else None
-
-    def send(self, data: bytes) -> None:
-        self.syscalls += 1
-        self._outbox.append(bytes(data))
-        with contextlib.suppress(BlockingIOError):
-            self._bell.send(b"!")
-
-    def flush(self) -> None:
-        return
-
-    @property
-    def pending(self) -> int:
-        return 0
-
-    def fileno(self) -> int:
-        return self._bell.fileno()
-
-    def close(self) -> None:
-        self._bell.close()
+#: A TCP connection over which nothing has come for so long is asked for a sign of life, again and again; the other
+#: end's kernel gives it, however busy its process is. After so many without an answer the connection is lost.
+KEEPALIVE_IDLE_S = 10
+KEEPALIVE_INTERVAL_S = 5
+KEEPALIVE_COUNT = 4
 
 
 class Listener:
@@ -349,6 +60,8 @@ class Listener:
         self.address = address
         self._context = context
         self.refused = 0
+        #: The last `accept` failed although somebody waits: trying again at once is of no use.
+        self.exhausted = False
         sock.setblocking(False)
 
     def fileno(self) -> int:
@@ -357,6 +70,7 @@ class Listener:
 
     def accept(self) -> Transport | None:
         """The next connection, or None when there is none, or it came from another user, or cannot be taken now."""
+        self.exhausted = False
         try:
             sock, _ = self.sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -364,6 +78,7 @@ class Listener:
         except OSError:
             # For example no descriptor is left: that must not end the process; the caller waits in the queue.
             self.refused += 1
+            self.exhausted = True
             return None
         if sock.family == socket.AF_UNIX:
             uid = peer_uid(sock)
@@ -373,14 +88,15 @@ class Listener:
                 return None
             return SocketTransport(sock)
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._context is None:
-                return SocketTransport(sock)
-            return TlsTransport(sock, self._context, server_side=True)
+            return _tcp_transport(sock, self._context, server_side=True)
         except OSError:
             self.refused += 1
             sock.close()
             return None
+
+    def abandon(self) -> None:
+        """In a process that was forked: close its copy of the descriptor. The file is the other process's."""
+        self.sock.close()
 
     def close(self) -> None:
         """Stop listening; a unix socket's file goes as well."""
@@ -428,38 +144,133 @@ def listen(address: str, context: ssl.SSLContext | None = None) -> Listener:
     return Listener(sock, f"tcp:{host}:{sock.getsockname()[1]}", context)
 
 
-def connect(address: str, context: ssl.SSLContext | None = None) -> Transport:
-    """Connect to an address, within `CONNECT_S`.
+class Connecting:
+    """A TCP connection that is being opened. Poll `fileno` for writing, then call `finish`.
+
+    Raises:
+        OSError: Nothing of that name can be reached from here.
+    """
+
+    def __init__(self, address: str, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        self.address = address
+        self._context = context
+        try:
+            # Asks a name server where `host` is a name; addresses that peers publish should be numbers.
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise TransportError(f"cannot connect to {address}: {error}") from error
+        self._candidates = deque((family, name) for family, _, _, _, name in found)
+        self._sock: socket.socket | None = None
+        self._next(OSError(f"{host} has no address"))
+
+    def _next(self, error: OSError) -> None:
+        """Begin with the next of the host's addresses."""
+        while self._candidates:
+            family, name = self._candidates.popleft()
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sock.setblocking(False)
+            number = sock.connect_ex(name)
+            if number in (0, errno.EINPROGRESS, errno.EAGAIN, errno.EINTR):
+                self._sock = sock
+                return
+            sock.close()
+            error = OSError(number, os.strerror(number))
+        raise error
+
+    def fileno(self) -> int:
+        """What to poll; another one after a `finish` that gave None."""
+        return -1 if self._sock is None else self._sock.fileno()
+
+    def finish(self) -> Transport | None:
+        """The transport; or None: that address of the host does not answer, and the next one is tried.
+
+        Raises:
+            OSError: Nobody listens there, at any of the host's addresses.
+        """
+        sock = self._sock
+        assert sock is not None
+        self._sock = None
+        number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            sock.close()
+            self._next(OSError(number, os.strerror(number)))
+            return None
+        try:
+            return _tcp_transport(sock, self._context, server_side=False)
+        except OSError:
+            sock.close()
+            raise
+
+    def close(self) -> None:
+        """Give it up."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+def start(address: str, context: ssl.SSLContext | None = None) -> Transport | Connecting:
+    """Connect to an address, or begin to, without waiting for the network.
 
     Raises:
         OSError: Nobody listens there.
     """
     scheme, _, rest = address.partition(":")
     if scheme == "unix":
-        _check_path(address, rest)
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(CONNECT_S)
-        try:
-            sock.connect(rest)
-        except OSError:
-            sock.close()
-            raise
-        uid = peer_uid(sock)
-        if uid is not None and uid not in (os.getuid(), 0):
-            sock.close()
-            raise TransportError(f"{address} belongs to user {uid}, not to {os.getuid()}")
-        return SocketTransport(sock)
+        return _connect_unix(address, rest)
     host, port = _host_and_port(address, context, "connect to")
+    return Connecting(address, host, port, context)
+
+
+def connect(address: str, context: ssl.SSLContext | None = None) -> Transport:
+    """Connect to an address, and wait for that, `CONNECT_S` at most.
+
+    Raises:
+        OSError: Nobody listens there, or nobody answers.
+    """
+    made = start(address, context)
+    until = time.monotonic() + CONNECT_S
+    while isinstance(made, Connecting):
+        if not select.select([], [made], [], max(0.0, until - time.monotonic()))[1]:
+            made.close()
+            raise TransportError(f"{address} did not answer within {CONNECT_S:g} s")
+        made = made.finish() or made
+    return made
+
+
+def _connect_unix(address: str, path: str) -> Transport:
+    _check_path(address, path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Waits only while the other end's queue of those who want to connect is full.
+    sock.settimeout(CONNECT_S)
     try:
-        sock = socket.create_connection((host, port), timeout=CONNECT_S)
-    except UnicodeError as error:
-        raise TransportError(f"cannot connect to {address}: {error}") from error
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return SocketTransport(sock) if context is None else TlsTransport(sock, context, server_side=False)
+        sock.connect(path)
     except OSError:
         sock.close()
         raise
+    uid = peer_uid(sock)
+    if uid is not None and uid not in (os.getuid(), 0):
+        sock.close()
+        raise TransportError(f"{address} belongs to user {uid}, not to {os.getuid()}")
+    return SocketTransport(sock)
+
+
+def _tcp_transport(sock: socket.socket, context: ssl.SSLContext | None, server_side: bool) -> Transport:
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_IDLE_S),
+        ("TCP_KEEPALIVE", KEEPALIVE_IDLE_S),
+        ("TCP_KEEPINTVL", KEEPALIVE_INTERVAL_S),
+        ("TCP_KEEPCNT", KEEPALIVE_COUNT),
+    ):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if context is None:
+        return SocketTransport(sock)
+    from raskid.io.tls import TlsTransport
+
+    return TlsTransport(sock, context, server_side)
 
 
 def _check_path(address: str, path: str) -> None:

@@ -1,74 +1,81 @@
 """Systems on this machine: start one for a script, or one that stays; attach to either by its name.
 
-A system's directory holds its unix sockets and, with mode 0600, its session file: the token and the head's address.
+What this module imports delays every start, since the head's process is started first and everything else afterwards.
+
 The head gets its settings, token included, on its standard input, which it also watches: when the script is gone in
 whatever way, its end of the pipe closes, and the system ends. The head of a system that stays does not watch it, and
-writes its errors to `log` in the system's directory.
+writes its errors to `log` in the system's directory. Directories are the business of `raskid.launch.directories`.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
-import secrets
 import select
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-import msgspec
-
-from raskid.model.errors import SessionClosed, StartFailed
-from raskid.services.settings import HeadReady, HeadSettings, new_token
+from raskid.launch.directories import (
+    DIRECTORY_BYTES_MAX,
+    LOG,
+    SessionFile,
+    check_name,
+    claim,
+    open_private,
+    read_session,
+    remove,
+    runtime_directory,
+    systems,
+    text_end,
+    url_of,
+    write_session,
+)
+from raskid.model.errors import StartFailed
+from raskid.model.roles import ROLE_EXECUTE
 
 if TYPE_CHECKING:
     from raskid.client.session import Session
+    from raskid.services.settings import HeadReady
+
+__all__ = [
+    "DIRECTORY_BYTES_MAX",
+    "HeadHandle",
+    "SessionFile",
+    "attach",
+    "await_head",
+    "begin_head",
+    "check_name",
+    "default_runners",
+    "read_session",
+    "runtime_directory",
+    "start",
+    "start_head",
+    "systems",
+]
 
 START_S = 20.0
+#: How long a head may take to end before it is killed.
+STOP_S = 4.0
 #: Modules that take long to import: if the script has one, runners get it before they are forked.
 PRELOAD = ("numpy",)
-#: A unix socket's path holds 107 bytes; names inside a system's directory need 24 of them.
-DIRECTORY_BYTES_MAX = 80
 
 
-class SessionFile(msgspec.Struct, frozen=True):
-    """What a system's session file holds."""
-
-    token: str
-    address: str
-    pid: int
+#: Heads that this process has started and not ended. A Ctrl-C can interrupt even the tidying up after a Ctrl-C; what is
+#: still here when the process ends is tidied up then.
+_begun: dict[Path, HeadHandle] = {}
 
 
-def runtime_directory() -> Path:
-    """Where systems of this user on this machine have their directories: `RASKID_RUNTIME`, or a short private one."""
-    chosen = os.environ.get("RASKID_RUNTIME")
-    if chosen:
-        base = Path(chosen)
-    else:
-        base = Path(tempfile.gettempdir()) / f"raskid-{os.getuid()}"
-        if "XDG_RUNTIME_DIR" in os.environ or sys.platform == "darwin":
-            import platformdirs
-
-            base = Path(platformdirs.user_runtime_dir("raskid"))
-        if len(os.fsencode(base)) > DIRECTORY_BYTES_MAX - 20 or not _can_make(base):
-            base = Path(tempfile.gettempdir()) / f"raskid-{os.getuid()}"
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    info = base.stat()
-    if info.st_uid != os.getuid() or info.st_mode & 0o077:
-        raise StartFailed(f"{base} must belong to you alone (mode 0700); set RASKID_RUNTIME to another directory")
-    return base
+@atexit.register
+def _end_begun() -> None:
+    for handle in list(_begun.values()):
+        handle.stop(kill=True)
 
 
-def _can_make(base: Path) -> bool:
-    try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(base, os.W_OK)
+os.register_at_fork(after_in_child=_begun.clear)
 
 
 def default_runners() -> int:
@@ -83,186 +90,246 @@ class HeadHandle:
         self.process = process
         self.directory = directory
         self._errors = errors
+        self._text = ""
 
     def error_text(self) -> str:
-        """What it wrote to its standard error."""
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace").strip()
+        """The end of what it wrote to its standard error."""
+        if not self._errors.closed:
+            self._text = text_end(self._errors.fileno())
+        return self._text
+
+    def _streams(self) -> list[IO[bytes]]:
+        return [stream for stream in (self.process.stdin, self.process.stdout, self._errors) if stream is not None]
+
+    def _close(self) -> None:
+        self.error_text()
+        for stream in self._streams():
+            with contextlib.suppress(OSError):
+                stream.close()
 
     def detach(self) -> None:
         """Let go of a head that stays: close this end of its pipes, and wait for it no longer."""
-        for stream in (self.process.stdin, self.process.stdout, self._errors):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        _begun.pop(self.directory, None)
+        self._close()
         # It outlives this process, so that there is nothing to wait for; else Popen would warn that it still runs.
         self.process.returncode = 0
 
-    def stop(self) -> None:
-        """Close its input, which ends the system, and wait; kill it if it does not end."""
+    def abandon(self) -> None:
+        """In a process that was forked: close the copies of the descriptors. The head is the other process's."""
+        for stream in self._streams():
+            # Below the buffers, whose locks threads may have held that are not here.
+            with contextlib.suppress(OSError):
+                (stream.raw if hasattr(stream, "raw") else stream).close()
+        self.process.returncode = 0
+
+    def stop(self, kill: bool = False) -> None:
+        """Close its input, which ends the system, and wait; `kill` it, at once or if it does not end."""
         with contextlib.suppress(OSError):
             assert self.process.stdin is not None
             self.process.stdin.close()
         try:
-            self.process.wait(4.0)
+            if kill:
+                self.process.kill()
+            self.process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
-        self._errors.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        finally:
+            self._close()
+            remove(self.directory)
+            _begun.pop(self.directory, None)
 
 
-def start_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, SessionFile]:
-    """Start a head and its runners, and wait until it listens.
+def start_head(
+    runners: int, name: str, watch_input: bool, timeout: float = START_S
+) -> tuple[HeadHandle, SessionFile]:  # fmt: skip
+    """Start a head and its runners, and wait until it listens, at most `timeout` seconds.
 
     Raises:
         StartFailed: It did not come up; the text holds its standard error.
     """
     handle, token = begin_head(runners, name, watch_input)
-    return handle, await_head(handle, token)
+    return handle, await_head(handle, token, timeout)
 
 
 def begin_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, str]:
-    """Start the process of a head; returns it and the new system's token. Does not wait."""
-    directory = runtime_directory() / name
-    if len(os.fsencode(directory)) > DIRECTORY_BYTES_MAX:
-        raise StartFailed(f"{directory} is too long for unix sockets; set RASKID_RUNTIME to a shorter path")
+    """Start the process of a head; returns it and the new system's token. Does not wait.
+
+    Raises:
+        StartFailed: A system of that name runs, or no process could be started.
+    """
+    directory, lock = claim(name)
+    handle: HeadHandle | None = None
+    errors: IO[bytes] | None = None
+    output: tuple[()] | tuple[int, int] = ()
     try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError as error:
-        raise StartFailed(
-            f"a system named {name!r} exists already ({directory}); end it with: raskid down {name}"
-        ) from error
-    # Closed with the handle, which reads it when something went wrong.
-    errors: IO[bytes] = tempfile.TemporaryFile() if watch_input else _open_private(directory / "log")  # noqa: SIM115
+        # Closed with the handle, which reads it when something went wrong.
+        errors = _nameless() if watch_input else open_private(directory / LOG)
+        output = _own_output() if watch_input else ()
+        handle = HeadHandle(_spawn(errors, (lock, *output)), directory, errors)
+        _begun[directory] = handle
+        # Not before: the head, which takes longest, is on its way now.
+        import msgspec
+
+        from raskid.io.packets import pack
+        from raskid.services.settings import HeadSettings, new_token
+
+        token = new_token()
+        path = tuple(dict.fromkeys(os.path.abspath(entry or os.getcwd()) for entry in sys.path))
+        preload = tuple(module for module in PRELOAD if module in sys.modules)
+        settings = HeadSettings(
+            token, str(directory), runners, watch_input, path, os.getcwd(), name=name, preload=preload,
+            script=sys.argv[0] if sys.argv else "", output=output or (-1, -1),
+        )  # fmt: skip
+        data = msgspec.msgpack.encode(settings)
+        process = handle.process
+        assert process.stdin is not None
+        # If it has ended already, whoever waits for its answer says with which words.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(pack(data))
+            process.stdin.flush()
+    except BaseException as error:
+        if handle is not None:
+            handle.stop(kill=True)
+        elif errors is not None:
+            errors.close()
+        remove(directory)
+        if isinstance(error, OSError):
+            raise StartFailed(f"the head's process cannot be started: {error}") from error
+        raise
+    finally:
+        # The head has it now, and holds the lock as long as it lives.
+        for fd in (lock, *output):
+            os.close(fd)
+    return handle, token
+
+
+def _nameless() -> IO[bytes]:
+    from raskid.io.scratch import nameless_file
+
+    return os.fdopen(nameless_file("raskid-head"), "w+b")
+
+
+def _own_output() -> tuple[()] | tuple[int, int]:
+    """Copies of this process's standard output and standard error, where its runners' output goes."""
+    try:
+        output = os.dup(1)
+    except OSError:
+        return ()
+    try:
+        return output, os.dup(2)
+    except OSError:
+        os.close(output)
+        return ()
+
+
+def _spawn(errors: IO[bytes], inherited: tuple[int, ...]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "raskid.services.boot"]
     source = str(Path(__file__).resolve().parents[2])
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([source, *filter(None, [env.get("PYTHONPATH")])]))
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, env=env
-    )
-    handle = HeadHandle(process, directory, errors)
-    token = new_token()
-    path = tuple(dict.fromkeys(os.path.abspath(entry or os.getcwd()) for entry in sys.path))
-    preload = tuple(module for module in PRELOAD if module in sys.modules)
-    settings = HeadSettings(token, str(directory), runners, watch_input, path, os.getcwd(), name=name, preload=preload)
-    try:
-        data = msgspec.msgpack.encode(settings)
-        assert process.stdin is not None
-        process.stdin.write(len(data).to_bytes(4, "little") + data)
-        process.stdin.flush()
-    except BrokenPipeError:
-        # It has ended already; whoever waits for its answer says with which words.
-        pass
-    return handle, token
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, env=env,
+        pass_fds=inherited,
+    )  # fmt: skip
 
 
-def await_head(handle: HeadHandle, token: str) -> SessionFile:
-    """Wait until a head that was begun listens; write its session file.
+def await_head(handle: HeadHandle, token: str, timeout: float = START_S) -> SessionFile:
+    """Wait until a head that was begun listens, at most `timeout` seconds; write its session file.
 
     Raises:
         StartFailed: It did not come up; the text holds its standard error.
     """
     try:
-        ready = _read_ready(handle.process, handle)
+        ready = _read_ready(handle, timeout)
         file = SessionFile(token, ready.address, handle.process.pid)
-        _write_private(handle.directory / "session", msgspec.json.encode(file))
+        write_session(handle.directory, file)
         return file
     except BaseException:
-        handle.process.kill()
-        handle.stop()
+        handle.stop(kill=True)
         raise
 
 
-def _read_ready(process: subprocess.Popen[bytes], handle: HeadHandle) -> HeadReady:
+def _read_ready(handle: HeadHandle, timeout: float) -> HeadReady:
+    import msgspec
+
+    from raskid.io.packets import take_packets
+    from raskid.services.settings import HeadReady
+
+    process = handle.process
     assert process.stdout is not None
     fd = process.stdout.fileno()
-    data = b""
-    deadline = time.monotonic() + START_S
-    while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
+    received = bytearray()
+    deadline = time.monotonic() + timeout
+    while not (bodies := take_packets(received)):
         left = deadline - time.monotonic()
         if left <= 0:
-            raise StartFailed(f"the head did not start within {START_S:g} s; it wrote:\n{handle.error_text()}")
+            raise StartFailed(f"the head did not start within {timeout:g} s; it wrote:\n{handle.error_text()}")
         if select.select([fd], [], [], left)[0]:
             piece = os.read(fd, 65536)
             if not piece:
-                process.wait(5)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(1.0)
                 raise StartFailed(f"the head ended with code {process.returncode}; it wrote:\n{handle.error_text()}")
-            data += piece
-    ready = msgspec.msgpack.decode(data[4:], type=HeadReady)
+            received += piece
+    ready = msgspec.msgpack.decode(bodies[0], type=HeadReady)
     if ready.error:
         raise StartFailed(f"the head could not start:\n{ready.error}")
     return ready
 
 
-def _open_private(path: Path) -> IO[bytes]:
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600), "w+b")
+class _Log:
+    """The log of a head that stays, kept open: its end can be read when the head has removed its directory."""
 
+    def __init__(self, directory: Path) -> None:
+        self._file: IO[bytes] | None = None
+        with contextlib.suppress(OSError):
+            self._file = open(directory / LOG, "rb", buffering=0)  # noqa: SIM115 - `close` closes it
 
-def _write_private(path: Path, data: bytes) -> None:
-    with _open_private(path) as file:
-        file.write(data)
+    def text(self) -> str:
+        """Its end."""
+        return text_end(self._file.fileno()) if self._file is not None and not self._file.closed else ""
 
-
-def read_session(name: str) -> tuple[Path, SessionFile]:
-    """The directory and session file of a running system.
-
-    Raises:
-        SessionClosed: There is none of that name.
-    """
-    directory = runtime_directory() / name
-    try:
-        return directory, msgspec.json.decode((directory / "session").read_bytes(), type=SessionFile)
-    except (OSError, msgspec.DecodeError) as error:
-        known = ", ".join(sorted(systems())) or "none"
-        raise SessionClosed(
-            f"no system named {name!r} runs on this machine (running: {known}); start one with: raskid up --name {name}"
-        ) from error
-
-
-def systems() -> list[str]:
-    """Names of systems whose head lives; directories of dead ones are removed."""
-    found = []
-    for directory in runtime_directory().iterdir():
-        try:
-            file = msgspec.json.decode((directory / "session").read_bytes(), type=SessionFile)
-            os.kill(file.pid, 0)
-        except ProcessLookupError:
-            shutil.rmtree(directory, ignore_errors=True)
-        except (OSError, msgspec.DecodeError):
-            continue
-        else:
-            found.append(directory.name)
-    return found
+    def close(self) -> None:
+        """Read it no more."""
+        if self._file is not None:
+            self._file.close()
 
 
 def attach(name: str, role: str, timeout: float) -> Session:
     """A session in a system that runs on this machine."""
     from raskid.client.session import Session
+    from raskid.protocol.tokens import derive
 
     directory, file = read_session(name)
-    return Session(file.address, file.token, role, str(directory), f"local://{name}", timeout)
+    log = _Log(directory)
+    # The file holds the token of the highest role; a session holds no more than it asks for.
+    token = derive(file.token, ROLE_EXECUTE, role)
+    return Session(
+        file.address, token, role, str(directory), url_of(name), timeout, on_close=log.close, on_fork=log.close,
+        head_text=log.text,
+    )  # fmt: skip
 
 
 def start(runners: int, role: str, timeout: float) -> Session:
     """A new system that ends with this session, and the session."""
-    name = f"s-{secrets.token_hex(4)}"
+    deadline = time.monotonic() + timeout
+    name = f"s-{os.urandom(4).hex()}"
     handle, token = begin_head(runners, name, watch_input=True)
-    # Imported while the head starts.
-    from raskid.client.session import Session
-
-    file = await_head(handle, token)
     try:
+        # Imported while the head starts.
+        from raskid.client.session import Session
+        from raskid.protocol.tokens import derive
+
+        file = await_head(handle, token, timeout)
         return Session(
-            file.address, file.token, role, str(handle.directory), f"local://{name}", timeout, on_close=handle.stop
-        )
+            file.address, derive(token, ROLE_EXECUTE, role), role, str(handle.directory), url_of(name),
+            max(0.1, deadline - time.monotonic()), on_close=handle.stop, on_fork=handle.abandon,
+            head_text=handle.error_text,
+        )  # fmt: skip
     except BaseException as error:
+        handle.stop(kill=True)
         text = handle.error_text()
-        if handle.process.poll() is None:
-            handle.stop()
-        if text:
+        if text and text not in str(error):
             error.add_note(f"the head wrote:\n{text}")
         raise

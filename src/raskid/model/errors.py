@@ -96,8 +96,16 @@ class ResultNotSendable(RaskidError, TypeError):
     """A task's value, or its argument, cannot be pickled."""
 
 
+class StaleCode(RaskidError, ImportError):
+    """A module of the script was changed after the script had imported it: a runner cannot load what the script has."""
+
+
 class RemoteError(RaskidError):
-    """An exception was raised by a handler in another process. `kind` is its type's name, `remote` its traceback."""
+    """An exception was raised in another process, and is described here: by a handler of requests, or by a task whose
+    exception cannot travel or would end the script (`sys.exit()`, `KeyboardInterrupt`).
+
+    `kind` is its type's name, `remote` its traceback.
+    """
 
     def __init__(self, text: str, kind: str = "", remote: str = "") -> None:
         super().__init__(text)

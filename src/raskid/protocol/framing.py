@@ -75,6 +75,11 @@ class FrameReader:
         return len(self._buffer)
 
 
+def frame_bytes(data: bytes) -> int:
+    """The length, header included, of the frame at the beginning of `data`."""
+    return HEADER_BYTES + (data[0] | data[1] << 8 | data[2] << 16)
+
+
 def frame(word: int, acknowledged: int, payload: bytes) -> bytes:
     """One frame; `word` holds flags only, the length is filled in."""
     return HEADER.pack(word | len(payload), acknowledged & 0xFFFFFFFF) + payload

@@ -5,40 +5,124 @@ tag is never used again. `docs/protocol.md` explains each message and is checked
 
 Fields of type ``bytes`` named `body`, `value` or `arguments` are opaque here. Bodies of messages are written by
 `raskid.protocol.values` (no pickle); arguments and values of tasks are pickles, which only runners and the client
-that asked ever load.
+that asked ever load. Messages about tasks are defined in `raskid.protocol.task_messages`, and belong to the union here.
 """
-
-from typing import Any
 
 import msgspec
 
-from raskid.model.ids import CodeId, PeerId, RequestId, StreamId, TaskId
+from raskid.model.ids import PeerId, RequestId, StreamId
+from raskid.model.roles import ROLE_EXECUTE, ROLE_MESSAGE, ROLE_VIEW, ROLES
+from raskid.protocol.base import (
+    KIND_CLIENT,
+    KIND_HEAD,
+    KIND_NODE,
+    KIND_RUNNER,
+    KINDS,
+    PROTOCOL_VERSION,
+    Message,
+    PeerRef,
+)
+from raskid.protocol.task_messages import (
+    AskStatus,
+    AskValue,
+    CancelTasks,
+    Code,
+    DropValues,
+    EndSystem,
+    LeaseEnded,
+    LeaseGranted,
+    Placement,
+    RecallTasks,
+    ReleaseTasks,
+    RequestLease,
+    RunnerEnded,
+    RunnerStarted,
+    RunTasks,
+    Status,
+    SubmitTasks,
+    TaskFailed,
+    TaskOutcome,
+    TasksCancelled,
+    TasksFinished,
+    TaskSpec,
+    TasksRecalled,
+    TaskValue,
+    ValuesAt,
+)
 
-PROTOCOL_VERSION = 1
-
-ROLE_VIEW = "view"
-ROLE_MESSAGE = "message"
-ROLE_EXECUTE = "execute"
-#: Each role includes those before it.
-ROLES = (ROLE_VIEW, ROLE_MESSAGE, ROLE_EXECUTE)
-
-KIND_HEAD = "head"
-KIND_NODE = "node"
-KIND_RUNNER = "runner"
-KIND_CLIENT = "client"
-KINDS = (KIND_HEAD, KIND_NODE, KIND_RUNNER, KIND_CLIENT)
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Base of all messages."""
-
-
-class PeerRef(msgspec.Struct, frozen=True, array_like=True):
-    """Who a peer is and how to reach it. `addresses` are tried in order; without one, the head relays."""
-
-    peer: PeerId
-    incarnation: int
-    addresses: tuple[str, ...] = ()
+__all__ = [
+    "BULK",
+    "EXECUTE",
+    "KINDS",
+    "KIND_CLIENT",
+    "KIND_HEAD",
+    "KIND_NODE",
+    "KIND_RUNNER",
+    "PROTOCOL_VERSION",
+    "ROLES",
+    "ROLE_EXECUTE",
+    "ROLE_MESSAGE",
+    "ROLE_VIEW",
+    "VIEW",
+    "AcknowledgeList",
+    "Answer",
+    "AnyMessage",
+    "AskStatus",
+    "AskValue",
+    "Call",
+    "CancelCall",
+    "CancelTasks",
+    "CloseStream",
+    "Code",
+    "Consumed",
+    "DeleteRecord",
+    "Deliver",
+    "Delivered",
+    "DropValues",
+    "EndSystem",
+    "Goodbye",
+    "Hello",
+    "LeaseEnded",
+    "LeaseGranted",
+    "ListState",
+    "ListTopics",
+    "Message",
+    "OpenStream",
+    "PeerRef",
+    "Placement",
+    "PutRecord",
+    "RecallTasks",
+    "Record",
+    "RecordDeleted",
+    "RecordPut",
+    "RecordSettled",
+    "Refused",
+    "ReleaseTasks",
+    "RequestLease",
+    "RequestRefused",
+    "RunTasks",
+    "RunnerEnded",
+    "RunnerStarted",
+    "Status",
+    "StreamCredit",
+    "StreamData",
+    "StreamOpened",
+    "SubmitTasks",
+    "TaskFailed",
+    "TaskOutcome",
+    "TaskSpec",
+    "TaskValue",
+    "TasksCancelled",
+    "TasksFinished",
+    "TasksRecalled",
+    "TopicInfo",
+    "TopicsListed",
+    "Unwatch",
+    "ValuesAt",
+    "Watch",
+    "Welcome",
+    "needed_role",
+]
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
@@ -63,7 +147,8 @@ class TopicInfo(msgspec.Struct, frozen=True, array_like=True):
 
 class Hello(Message, frozen=True, array_like=True, tag=1):
     """Opens a connection. `token` holds proofs (`raskid.protocol.tokens`); `received` counts the frames of this link
-    that the sender already has; `target` is the peer it means to reach, empty for whoever leads the system."""
+    that the sender already has; `target` is the peer it means to reach, empty for whoever leads the system; `address`
+    is where it means to reach it. The proofs cover both."""
 
     protocol: int
     peer: PeerId
@@ -79,10 +164,12 @@ class Hello(Message, frozen=True, array_like=True, tag=1):
     python: str = ""
     raskid: str = ""
     target: str = ""
+    address: str = ""
 
 
 class Welcome(Message, frozen=True, array_like=True, tag=2):
-    """Accepts a `Hello`."""
+    """Accepts a `Hello`. `role` is what it grants; `token` holds proofs of what the sender holds itself, made for that
+    `Hello`."""
 
     peer: PeerId
     incarnation: int
@@ -96,6 +183,7 @@ class Welcome(Message, frozen=True, array_like=True, tag=2):
     pid: int = 0
     python: str = ""
     raskid: str = ""
+    token: str = ""
 
 
 class Refused(Message, frozen=True, array_like=True, tag=3):
@@ -115,10 +203,12 @@ class Goodbye(Message, frozen=True, array_like=True, tag=4):
 
 
 class Watch(Message, frozen=True, array_like=True, tag=10):
-    """Asks for a list's state and then every change. `acks`: the reader acknowledges versions (a publisher does)."""
+    """Asks for a list's state and then every change. `acks`: the reader acknowledges versions (a publisher does).
+    `request` names the watch in a refusal; 0: a refusal is not answered."""
 
     name: str
     acks: bool = False
+    request: RequestId = RequestId(0)
 
 
 class Unwatch(Message, frozen=True, array_like=True, tag=11):
@@ -295,194 +385,6 @@ class CloseStream(Message, frozen=True, array_like=True, tag=44):
     reason: str = ""
 
 
-# ── Tasks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Code(msgspec.Struct, frozen=True, array_like=True):
-    """A pickled function, named by the hash of its bytes."""
-
-    code: CodeId
-    blob: bytes
-
-
-class TaskSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One task, or a run of `count` tasks of a map with consecutive ids.
-
-    `arguments` is a pickle of (args, kwargs) in which inputs stand as references; for a map's run it is a pickle of
-    the list of items. `inputs` names the tasks whose values are needed; values that the client already has, of tasks
-    that only it knows, travel along in `inline`.
-    """
-
-    task: TaskId
-    code: CodeId
-    arguments: bytes
-    inputs: tuple[TaskId, ...] = ()
-    count: int = 0
-    retries: int = 0
-    inline: tuple[tuple[TaskId, bytes], ...] = ()
-
-
-class Placement(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A task on a runner: which attempt this is, who gets the value, and where its inputs are or will be."""
-
-    spec: TaskSpec
-    attempt: int
-    client: PeerId
-    keepers: tuple[PeerId, ...] = ()
-
-
-class TaskOutcome(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What became of one task on a runner, as its node reports it."""
-
-    task: TaskId
-    attempt: int
-    ok: bool
-    value_bytes: int
-    seconds: float
-    runner: PeerId
-    client: PeerId
-
-
-class SubmitTasks(Message, frozen=True, array_like=True, tag=50):
-    """Client to manager: tasks to place, with code that the manager has not had from this client."""
-
-    tasks: list[TaskSpec]
-    codes: list[Code] = []
-    #: The attempt these tasks begin with: more than 1 when the client takes them back from a lost runner.
-    attempt: int = 1
-
-
-class RunTasks(Message, frozen=True, array_like=True, tag=51):
-    """Manager (or a client with a lease) to runner: tasks to run, and how to reach the peers named in them."""
-
-    placements: list[Placement]
-    codes: list[Code] = []
-    peers: list[PeerRef] = []
-
-
-class TaskValue(Message, frozen=True, array_like=True, tag=52):
-    """A task's pickled value, or its pickled error, to whoever wants it."""
-
-    task: TaskId
-    attempt: int
-    ok: bool
-    value: bytes
-
-
-class AskValue(Message, frozen=True, array_like=True, tag=53):
-    """Asks the keeper of `task` for its value, now or when it is there."""
-
-    task: TaskId
-    asker: PeerRef
-
-
-class TasksFinished(Message, frozen=True, array_like=True, tag=54):
-    """Node to manager: outcomes, in the order in which they happened on each runner."""
-
-    outcomes: list[TaskOutcome]
-
-
-class ReleaseTasks(Message, frozen=True, array_like=True, tag=55):
-    """Nobody at the sender wants these values any more."""
-
-    tasks: list[TaskId]
-
-
-class CancelTasks(Message, frozen=True, array_like=True, tag=56):
-    """Do not start these tasks; client to manager, manager to runner."""
-
-    tasks: list[TaskId]
-
-
-class TasksCancelled(Message, frozen=True, array_like=True, tag=57):
-    """These tasks were not started and will not be; runner to manager, manager to client."""
-
-    tasks: list[TaskId]
-
-
-class TaskFailed(Message, frozen=True, array_like=True, tag=58):
-    """Manager to client: a task that has no value and will have none, with the name of the error class to raise."""
-
-    task: TaskId
-    code: str
-    text: str
-
-
-class ValuesAt(Message, frozen=True, array_like=True, tag=59):
-    """Manager to client: these values are with `keeper` now (their runner was lost after it had finished them)."""
-
-    keeper: PeerRef
-    tasks: list[TaskId]
-
-
-class RunnerStarted(Message, frozen=True, array_like=True, tag=60):
-    """Node to manager: a runner is ready for tasks."""
-
-    runner: PeerRef
-    pid: int
-    host: str
-
-
-class RunnerEnded(Message, frozen=True, array_like=True, tag=61):
-    """Node to manager: a runner's process ended. Sent after the outcomes it had left behind."""
-
-    runner: PeerId
-    incarnation: int
-    reason: str
-
-
-class RequestLease(Message, frozen=True, array_like=True, tag=62):
-    """Client to manager: asks for the right to dispatch tasks straight to a runner."""
-
-    request: RequestId
-
-
-class LeaseGranted(Message, frozen=True, array_like=True, tag=63):
-    """Manager to client: dispatch to `runner` until `LeaseEnded`, at most `slots` tasks at a time."""
-
-    request: RequestId
-    runner: PeerRef
-    slots: int
-
-
-class LeaseEnded(Message, frozen=True, array_like=True, tag=64):
-    """The lease is over; either side may say so. Tasks without a value go back to the manager."""
-
-    runner: PeerId
-    reason: str = ""
-
-
-class StopRunner(Message, frozen=True, array_like=True, tag=65):
-    """Node to runner: end after the present task."""
-
-    reason: str = ""
-
-
-class AskStatus(Message, frozen=True, array_like=True, tag=66):
-    """Anybody to manager: how things stand."""
-
-    request: RequestId
-
-
-class Status(Message, frozen=True, array_like=True, tag=67):
-    """Answers `AskStatus`: runners, tasks by state, counters; a mapping from names to plain values."""
-
-    request: RequestId
-    facts: dict[str, Any]
-
-
-class EndSystem(Message, frozen=True, array_like=True, tag=68):
-    """Client to head: end the whole system."""
-
-    reason: str = ""
-
-
-class DropValues(Message, frozen=True, array_like=True, tag=69):
-    """Manager to nodes and runners: nobody wants these values any more."""
-
-    tasks: list[TaskId]
-
-
 AnyMessage = (
     Hello | Welcome | Refused | Goodbye
     | Watch | Unwatch | ListState | RecordPut | RecordDeleted | AcknowledgeList
@@ -490,8 +392,8 @@ AnyMessage = (
     | Deliver | Consumed | Delivered | Call | Answer | CancelCall
     | OpenStream | StreamOpened | StreamData | StreamCredit | CloseStream
     | SubmitTasks | RunTasks | TaskValue | AskValue | TasksFinished | ReleaseTasks | CancelTasks | TasksCancelled
-    | TaskFailed | ValuesAt | RunnerStarted | RunnerEnded | RequestLease | LeaseGranted | LeaseEnded | StopRunner
-    | AskStatus | Status | EndSystem | DropValues
+    | TaskFailed | ValuesAt | RunnerStarted | RunnerEnded | RequestLease | LeaseGranted | LeaseEnded
+    | AskStatus | Status | EndSystem | DropValues | RecallTasks | TasksRecalled
 )  # fmt: skip
 
 #: Messages that carry a user's bytes, and those that must stay behind them: they follow control messages, in pieces,
@@ -499,3 +401,24 @@ AnyMessage = (
 BULK: frozenset[type[Message]] = frozenset(
     {Goodbye, Deliver, Delivered, Call, Answer, CancelCall, StreamData, CloseStream, TaskValue}
 )
+
+#: What a viewer asks, and what it is answered: it knows of the head only that it grants this role.
+VIEW: frozenset[type[Message]] = frozenset(
+    {
+        Watch, Unwatch, AcknowledgeList, ListTopics, AskStatus, ListState, RecordPut, RecordDeleted, RecordSettled,
+        RequestRefused, TopicsListed, Status,
+    }
+)  # fmt: skip
+#: Messages that carry pickles, or move, end or answer for tasks.
+EXECUTE: frozenset[type[Message]] = frozenset(
+    {
+        SubmitTasks, RunTasks, TaskValue, AskValue, TasksFinished, ReleaseTasks, CancelTasks, TasksCancelled,
+        RunnerStarted, RunnerEnded, RequestLease, LeaseGranted, LeaseEnded, EndSystem, DropValues, TaskFailed,
+        ValuesAt, RecallTasks, TasksRecalled,
+    }
+)  # fmt: skip
+
+
+def needed_role(kind: type[Message]) -> str:
+    """The role that the sender of such a message must have proved."""
+    return ROLE_EXECUTE if kind in EXECUTE else ROLE_VIEW if kind in VIEW else ROLE_MESSAGE

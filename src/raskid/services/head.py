@@ -9,28 +9,31 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import shutil
 import signal
 import socket
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from raskid.core.effects import Effect, Recall, RunnerGivenUp, StartRunner, Told, Unhandled
+from raskid.core.events import AddRunner, OutcomesRead, PeerGone, PeerJoined, RecallDone, Received, RunnerExited
 from raskid.core.hub import Hub
-from raskid.core.machine import Effect, PeerGone, PeerJoined, Received
+from raskid.core.identity import Identity
 from raskid.core.manager import Manager
-from raskid.core.node import AddRunner, Node, OutcomesRead, RunnerExited, RunnerGivenUp, StartRunner
-from raskid.core.peer import Identity, Peer
+from raskid.core.node import Node
+from raskid.core.peer import Peer
 from raskid.core.relay import RelayHub
-from raskid.core.station import Station, Told
+from raskid.core.station import Station
 from raskid.io.driver import Driver
 from raskid.io.forkserver import Exited, ForkServer, ServerLost
 from raskid.io.outbox import Outbox
 from raskid.io.processes import ProcessWatch
 from raskid.io.transports import listen
-from raskid.model.ids import IdSource, PeerId
+from raskid.model.errors import RemoteProtocolError
+from raskid.model.ids import IdSource, PeerId, TaskId
 from raskid.model.version import VERSION
 from raskid.protocol.messages import (
     KIND_CLIENT,
@@ -43,6 +46,7 @@ from raskid.protocol.messages import (
     TasksFinished,
 )
 from raskid.services.boot import answer
+from raskid.services.output import Output, ToLog, ToStream
 from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, new_origin
 
 if TYPE_CHECKING:
@@ -54,6 +58,10 @@ OUTBOX_S = 0.02
 SERVER_RESTARTS_MAX = 3
 #: The environment variable that names a file into which the head records what its machines do.
 RECORD_VARIABLE = "RASKID_RECORD"
+
+
+def _pairs(pairs: Sequence[tuple[int, int]]) -> list[tuple[TaskId, int]]:
+    return [(TaskId(task), attempt) for task, attempt in pairs]
 
 
 class _Front:
@@ -115,12 +123,17 @@ class HeadProcess:
 
             about = {"identity": identity, "lease_s": settings.lease_s}
             self.recorder = Recorder(os.environ[RECORD_VARIABLE], self.station, about)
-        self.driver = Driver(self.station, self._apply)
+        self.driver = Driver(self.recorder or self.station, self._apply)
         self.listener = listen(self.address)
         self.driver.listen(self.listener)
         self._outboxes: dict[PeerId, tuple[int, Outbox]] = {}
+        #: Runners whose outbox makes no sense any more: they are killed, and what they still write is not read.
+        self._corrupt: set[PeerId] = set()
+        self._output = Output(_destination(settings))
         self._server: ForkServer | None = server
         self._restarts = 0
+        #: Kinds of messages of which it was said that they are left out.
+        self._unhandled: set[str] = set()
         #: Runners are the fork server's; of clients the system tells.
         self._processes = ProcessWatch(self.driver)
 
@@ -146,10 +159,22 @@ class HeadProcess:
     def _apply(self, effect: Effect) -> None:
         if isinstance(effect, StartRunner):
             self._start_runner(effect)
+        elif isinstance(effect, Recall):
+            self._recall(effect)
         elif isinstance(effect, RunnerGivenUp):
+            given_up = self._outboxes.pop(effect.runner, None)
+            if given_up is not None:
+                given_up[1].close()
             print(f"raskid: {effect.runner} ends again and again ({effect.reason}); given up", file=sys.stderr)
             if not self.node.runners:
                 self.ending = f"no runner can be started: {effect.reason}"
+        elif isinstance(effect, Unhandled):
+            if effect.name not in self._unhandled:
+                self._unhandled.add(effect.name)
+                print(
+                    f"raskid: a {effect.name} of {effect.peer} was left out: {effect.reason}; further ones are not "
+                    "mentioned", file=sys.stderr,
+                )  # fmt: skip
         elif isinstance(effect, Told):
             event = effect.event
             if isinstance(event, PeerJoined) and event.kind == KIND_CLIENT:
@@ -163,14 +188,19 @@ class HeadProcess:
         number = effect.runner.rpartition("/")[2]
         config = RunnerSettings(
             settings.token, effect.runner, effect.incarnation, self.peer, self.address,
-            f"unix:{settings.directory}/{number}.{effect.incarnation}", settings.path, settings.cwd,
+            f"unix:{settings.directory}/{number}.{effect.incarnation}", settings.path, settings.cwd, settings.script,
         )  # fmt: skip
         old = self._outboxes.pop(effect.runner, None)
         if old is not None:
             old[1].close()
         outbox = Outbox.create()
         self._outboxes[effect.runner] = (effect.incarnation, outbox)
-        self._server.fork(effect.runner, effect.incarnation, msgspec.msgpack.encode(config), (outbox.fileno(), -1))
+        self._corrupt.discard(effect.runner)
+        errors = self._output.pipe(effect.runner)
+        # What tasks print goes to the script by itself, so that it comes as if the script had printed it.
+        fds = (outbox.fileno(), settings.output[0], errors)
+        self._server.fork(effect.runner, effect.incarnation, msgspec.msgpack.encode(config), fds)
+        os.close(errors)
 
     def _on_server(self, events: int) -> None:
         server = self._server
@@ -192,15 +222,45 @@ class HeadProcess:
                 self._read(event.runner)
                 with contextlib.suppress(OSError):
                     os.unlink(f"{self.settings.directory}/{event.runner.rpartition('/')[2]}.{event.incarnation}")
+                wrote = self._output.ended(event.runner)
                 if not self.ending:
-                    self.driver.handle(RunnerExited(event.runner, event.incarnation, event.reason))
+                    found = self._outboxes.get(event.runner)
+                    running = TaskId(found[1].running if found is not None and found[0] == event.incarnation else 0)
+                    reason = f"{event.reason}; the last it wrote:\n{wrote}" if wrote else event.reason
+                    self.driver.handle(RunnerExited(event.runner, event.incarnation, reason, running))
 
     def _read(self, runner: PeerId) -> None:
         found = self._outboxes.get(runner)
-        if found is not None:
+        if found is None or runner in self._corrupt:
+            return
+        try:
             entries = found[1].read()
-            if entries:
-                self.driver.handle(OutcomesRead(runner, [tuple(entry) for entry in entries]))  # type: ignore[misc]
+        except RemoteProtocolError as error:
+            self._give_up_outbox(runner, error)
+            return
+        if entries:
+            self.driver.handle(OutcomesRead(runner, found[0], [tuple(entry) for entry in entries]))  # type: ignore[misc]
+
+    def _give_up_outbox(self, runner: PeerId, error: RemoteProtocolError) -> None:
+        """Something in the runner wrote over the shared memory: end it, so that its tasks run elsewhere."""
+        print(f"raskid: killing {runner}: something in it wrote over its {error}", file=sys.stderr)
+        self._corrupt.add(runner)
+        if self._server is not None:
+            self._server.kill(runner)
+
+    def _recall(self, effect: Recall) -> None:
+        found = self._outboxes.get(effect.runner)
+        if found is None or found[0] != effect.incarnation or effect.runner in self._corrupt:
+            # Its end is reported, or will be.
+            return
+        try:
+            never, started = found[1].recall(effect.tasks)
+        except RemoteProtocolError as error:
+            self._give_up_outbox(effect.runner, error)
+            return
+        # Outcomes go before the answer: what has run meanwhile is not to be taken for never started.
+        self._read(effect.runner)
+        self.driver.handle(RecallDone(effect.runner, effect.incarnation, _pairs(never), _pairs(started)))
 
     def read_outboxes(self) -> None:
         """Read the outboxes of the runners that rang."""
@@ -217,10 +277,10 @@ class HeadProcess:
         facts = dict(message.facts)
         facts["head"] = {
             "peer": self.peer, "pid": os.getpid(), "host": socket.gethostname(), "name": self.settings.name,
-            "counters": self.driver.totals().as_dict(),
+            "counters": self.driver.totals().as_rows(),
         }  # fmt: skip
         facts["runner_counters"] = {
-            runner: Counters.from_list(outbox.counters()).as_dict() for runner, (_, outbox) in self._outboxes.items()
+            runner: Counters.from_list(outbox.counters()).as_rows() for runner, (_, outbox) in self._outboxes.items()
         }
         if self.recorder is not None:
             self.recorder.facts(facts)
@@ -238,22 +298,37 @@ class HeadProcess:
                 self.read_outboxes()
                 driver.flush()
             elif busy:
-                for runner in self._outboxes:
+                for runner in list(self._outboxes):
                     self._read(runner)
 
     def close(self) -> None:
         """End everything: runners first, then the connections, then the files."""
+        import shutil
+
         self.ending = self.ending or "closed"
-        if self._server is not None:
-            self.driver.unwatch(self._server.fileno())
-            self._server.close()
-        if self.recorder is not None:
-            self.recorder.close()
-        self.station.peer.goodbye(self.ending)
-        self._processes.close()
-        self.driver.close()
-        self.listener.close()
-        shutil.rmtree(self.settings.directory, ignore_errors=True)
+        try:
+            if self._server is not None:
+                self.driver.unwatch(self._server.fileno())
+                self._server.close()
+            self._output.close()
+            if self.recorder is not None:
+                self.recorder.close()
+            self._processes.close()
+            self.driver.close(self.ending)
+            self.listener.close()
+        finally:
+            # Whatever failed above: nobody else is left who would do it.
+            shutil.rmtree(self.settings.directory, ignore_errors=True)
+
+
+def _destination(settings: HeadSettings) -> Callable[[str, bytes], None]:
+    """Where that goes what runners write to their standard error."""
+    if settings.output[1] >= 0:
+        return ToStream(settings.output[1])
+    if not settings.watch_input:
+        # A system that stays: its standard error is its log.
+        return ToLog(2)
+    return lambda name, data: None
 
 
 def serve(settings: HeadSettings, server: ForkServer) -> None:
@@ -286,5 +361,10 @@ def serve(settings: HeadSettings, server: ForkServer) -> None:
     answer(HeadReady(head.peer, head.address))
     try:
         head.run()
+    except Exception as error:
+        # Written before anybody is told, so that those who are told can show it.
+        traceback.print_exc()
+        head.ending = f"an error in it: {type(error).__name__}: {error}"
+        raise SystemExit(1) from error
     finally:
         head.close()

@@ -7,10 +7,10 @@ before the next task starts, so the node can answer for it while this process is
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import pickle
 import platform
-import random
 import socket
 import sys
 import time
@@ -19,23 +19,30 @@ from typing import Any
 
 import msgspec
 
-from raskid.core.machine import Effect, PeerGone
-from raskid.core.peer import Identity, Peer
+from raskid.core.effects import DropCodes, Effect, Record, Told
+from raskid.core.events import PeerGone, RecallsRead, TaskDone
+from raskid.core.identity import Identity
+from raskid.core.peer import Peer
 from raskid.core.relay import RelayEnd
-from raskid.core.runner import Record, Runner, Stop, TaskDone
-from raskid.core.station import Station, Told
+from raskid.core.runner import Runner
+from raskid.core.station import Station
 from raskid.io.driver import Driver
 from raskid.io.outbox import Outbox
 from raskid.io.transports import listen
+from raskid.model.errors import ResultNotSendable, StaleCode
 from raskid.model.ids import CodeId, IdSource, PeerId, TaskId
 from raskid.model.version import VERSION
 from raskid.protocol.messages import KIND_RUNNER, PeerRef, Placement, TasksFinished
 from raskid.services.calling import dump_error, dump_result, is_atom, load_arguments
+from raskid.services.codes import CodeLoader
 from raskid.services.settings import RunnerSettings, new_origin
 
 POLL_S = 0.0005
 #: How long to look for the next task before sleeping, where there are processors for that.
 SPIN_S = 0.0001 if (os.cpu_count() or 1) > 1 else 0.0
+
+#: So many small values are kept as objects, at most.
+ATOMS_MAX = 4096
 
 _pc = time.perf_counter
 
@@ -61,8 +68,10 @@ class RunnerProcess:
         self.driver.spin_s = SPIN_S
         self.driver.listen(listen(settings.address))
         self.where = f"{settings.peer} (pid {os.getpid()}, {socket.gethostname()})"
-        self._functions: dict[CodeId, Callable[..., Any]] = {}
-        #: Values of inputs that nobody can change, by the identity of their bytes' owner.
+        self._loader = CodeLoader()
+        self._functions = self._loader.functions
+        #: Small values made here that nobody can change, so that tasks here need not unpickle them. One counts only
+        #: as long as the machine has the value too: until it is dropped.
         self._atoms: dict[TaskId, Any] = {}
         self._rung = 0
         self.stopping = ""
@@ -73,13 +82,14 @@ class RunnerProcess:
             assert isinstance(effect, Record)
             self.outbox.write(
                 effect.task, effect.attempt, effect.ok, effect.seconds, effect.client.encode(), effect.value,
-                self._outbox_full,
+                self._outbox_full, effect.direct, effect.started,
             )  # fmt: skip
-            if effect.urgent:
+            if not effect.direct:
                 self._rung += 1
-        elif kind is Stop:
-            assert isinstance(effect, Stop)
-            self.stopping = effect.reason or "asked to"
+        elif kind is DropCodes:
+            assert isinstance(effect, DropCodes)
+            for code in effect.codes:
+                self._functions.pop(code, None)
         elif kind is Told:
             assert isinstance(effect, Told)
             if isinstance(effect.event, PeerGone) and effect.event.peer == self.settings.node:
@@ -110,17 +120,21 @@ class RunnerProcess:
         """Run tasks until told to stop."""
         driver = self.driver
         machine = self.machine
+        outbox = self.outbox
         self.join()
         looked = 0.0
         counters = driver.counters
         while not self.stopping:
             placement = machine.next_task()
             if placement is None:
+                recalled = outbox.recalls()
+                if recalled:
+                    # They may have come here after their recall, and wait for inputs that nobody has any more.
+                    driver.handle(RecallsRead(recalled))
                 self.ring()
                 driver.step(None)
                 looked = _pc()
                 continue
-            counters.tasks += 1
             started = _pc()
             if started - looked > POLL_S:
                 looked = started
@@ -129,26 +143,32 @@ class RunnerProcess:
                 if self.stopping:
                     break
                 started = _pc()
+            recalled = outbox.start(placement.spec.task)
+            if recalled:
+                driver.handle(RecallsRead(recalled))
+                if machine.running is None:
+                    # This one, too, was taken back.
+                    continue
+            counters.tasks += 1
             ok, value = self._execute(placement)
             seconds = _pc() - started
             driver.handle(TaskDone(ok, value, seconds))
             if seconds > POLL_S:
                 self.ring()
                 driver.flush()
-        self.station.peer.goodbye(self.stopping)
-        driver.close()
+        driver.close(self.stopping)
 
     def _function(self, code: CodeId) -> Callable[..., Any]:
-        function = self._functions.get(code)
-        if function is None:
-            loaded = pickle.loads(self.machine.codes[code])
-            if not callable(loaded):
-                raise TypeError(f"code object {code} is a {type(loaded).__name__}, not a function")
-            function = self._functions[code] = loaded
-        return function
+        try:
+            return self._loader.function(code, self.machine.codes[code])
+        except StaleCode:
+            raise
+        except Exception as error:
+            error.add_note(f"(while loading the function on {self.where})")
+            raise
 
     def _input(self, task: TaskId) -> Any:
-        if task in self._atoms:
+        if task in self._atoms and task in self.machine.values:
             return self._atoms[task]
         running = self.machine.running
         if running is not None and running.spec.inline:
@@ -157,47 +177,75 @@ class RunnerProcess:
                     return pickle.loads(data)
         return pickle.loads(self.machine.value(task).data)
 
+    def _keep_atom(self, task: TaskId, value: Any) -> None:
+        atoms = self._atoms
+        if not is_atom(value):
+            # An earlier attempt may have given one.
+            atoms.pop(task, None)
+            return
+        if len(atoms) >= ATOMS_MAX:
+            values = self.machine.values
+            for old in [old for old in atoms if old not in values]:
+                del atoms[old]
+            if len(atoms) >= ATOMS_MAX:
+                atoms.clear()
+        atoms[task] = value
+
     def _execute(self, placement: Placement) -> tuple[bool, bytes]:
         spec = placement.spec
+        name = "the task"
         try:
             if spec.inputs and (failed := self.machine.failed_input(placement)) is not None:
                 return False, failed.data
             function = self._function(spec.code)
+            name = getattr(function, "__qualname__", None) or type(function).__qualname__
             if spec.count:
                 single, items = load_arguments(spec.arguments, self._input)
-                return True, self._execute_map(function, single, items)
+                return True, self._execute_map(function, name, single, items)
             args, kwargs = load_arguments(spec.arguments, self._input)
             value = function(*args, **kwargs)
-            if is_atom(value):
-                if len(self._atoms) > 10_000:
-                    self._atoms.clear()
-                self._atoms[spec.task] = value
-            return True, dump_result(value, getattr(function, "__qualname__", str(function)))
-        except KeyboardInterrupt as error:
-            return False, dump_error(error, self.where)
+            self._keep_atom(spec.task, value)
+            return True, dump_result(value, name)
         except BaseException as error:
-            return False, dump_error(error, self.where)
+            # Not even SystemExit ends a runner: it is the task's outcome, like other errors.
+            return False, dump_error(error, self.where, name)
 
-    def _execute_map(self, function: Callable[..., Any], single: bool, items: list[Any]) -> bytes:
-        name = getattr(function, "__qualname__", "map")
-        try:
-            values = [function(item) for item in items] if single else [function(*item) for item in items]
-            return dump_result((values, {}), name)
-        except Exception:
-            return self._execute_map_singly(function, [(item,) for item in items] if single else items, name)
-
-    def _execute_map_singly(self, function: Callable[..., Any], items: list[Any], name: str) -> bytes:
-        """One item failed, or its value cannot be pickled: find out which, so that the others keep their values."""
+    def _execute_map(self, function: Callable[..., Any], name: str, single: bool, items: list[Any]) -> bytes:
+        """Call the function once for each item; what one raises is that item's, and the others keep their values."""
         values: list[Any] = []
         errors: dict[int, bytes] = {}
-        for index, item in enumerate(items):
+        append = values.append
+        left = iter(items)
+        while True:
             try:
-                value = function(*item)
-                dump_result(value, name)
+                if single:
+                    for item in left:
+                        append(function(item))
+                else:
+                    for item in left:
+                        append(function(*item))
+                break
             except BaseException as error:
-                value = None
-                errors[index] = dump_error(error, self.where)
-            values.append(value)
+                errors[len(values)] = dump_error(error, self.where, name)
+                append(None)
+        try:
+            return dump_result((values, errors), name)
+        except Exception as error:
+            return self._dump_each(values, errors, name, error)
+
+    def _dump_each(self, values: list[Any], errors: dict[int, bytes], name: str, reason: Exception) -> bytes:
+        """The values do not go together: find out which cannot be pickled, so that the others arrive."""
+        failed = False
+        for index, value in enumerate(values):
+            if index not in errors:
+                try:
+                    dump_result(value, name)
+                except Exception as error:
+                    failed = True
+                    values[index] = None
+                    errors[index] = dump_error(error, self.where, name)
+        if not failed:
+            raise ResultNotSendable(f"the values of {len(values)} items of {name} do not go together: {reason}")
         return dump_result((values, errors), name)
 
 
@@ -209,7 +257,10 @@ def run(config: bytes, outbox_fd: int) -> int:
             sys.path.insert(0, entry)
     if settings.cwd:
         os.chdir(settings.cwd)
-    random.seed()
+    # A crash inside of an extension says where, on standard error, and so in the error of its task.
+    faulthandler.enable()
+    # As in the script, but for its arguments, which are the script's affair.
+    sys.argv = [settings.script]
     outbox = Outbox.attach(outbox_fd)
     os.close(outbox_fd)
     RunnerProcess(settings, outbox).run()

@@ -1,6 +1,6 @@
 """What a process of a system is told when it starts. It comes over a pipe, since it holds the token."""
 
-import secrets
+import os
 
 import msgspec
 
@@ -23,6 +23,11 @@ class HeadSettings(msgspec.Struct, frozen=True):
     lease_s: float = 60.0
     name: str = ""
     preload: tuple[str, ...] = ()
+    #: The script's name, for the runners' `sys.argv`.
+    script: str = ""
+    #: Descriptors that the head inherits: the script's standard output and standard error; -1 for none. There go what
+    #: tasks print, and what runners write to theirs. Without them both go to the system's log.
+    output: tuple[int, int] = (-1, -1)
 
 
 class HeadReady(msgspec.Struct, frozen=True):
@@ -44,13 +49,15 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     address: str
     path: tuple[str, ...] = ()
     cwd: str = ""
+    script: str = ""
 
 
 def new_origin() -> int:
     """A random origin for the ids that this process makes."""
-    return secrets.randbelow((1 << ORIGIN_BITS) - 1) + 1
+    # From the kernel, as `secrets` would, whose import takes longer than the rest of this module.
+    return int.from_bytes(os.urandom(16), "little") % ((1 << ORIGIN_BITS) - 1) + 1
 
 
 def new_token() -> str:
     """A secret for a new system."""
-    return secrets.token_hex(32)
+    return os.urandom(32).hex()

@@ -15,33 +15,45 @@ from typing import Any
 
 import msgspec
 
-from raskid.core.calls import CallDone, Calls, Invoke, Reply, Request, Serve
-from raskid.core.hub import Hub
-from raskid.core.lists import Lists, Replied, WatchList
-from raskid.core.machine import PeerGone, PeerJoined, Send, Tick
-from raskid.core.manager import Manager
-from raskid.core.messaging import (
-    Announce,
+from raskid.core.calls import Calls
+from raskid.core.effects import (
     Arrived,
-    Messaging,
-    Publish,
-    PublisherEnded,
-    Subscribed,
-    Took,
-    Unsubscribed,
-)
-from raskid.core.peer import (
-    BytesReceived,
+    CallDone,
     Connect,
+    Disconnect,
+    Invoke,
+    PublisherEnded,
+    Replied,
+    Send,
+    Told,
+    Unhandled,
+)
+from raskid.core.events import (
+    Announce,
+    BytesReceived,
     ConnectionClosed,
     ConnectionOpened,
-    Disconnect,
     HandshakeRefused,
-    Identity,
-    Peer,
+    PeerGone,
+    PeerJoined,
+    Publish,
+    Reply,
+    Request,
+    Serve,
+    Subscribed,
+    Tick,
+    Took,
+    Unsubscribed,
+    WatchList,
 )
+from raskid.core.hub import Hub
+from raskid.core.identity import Identity
+from raskid.core.lists import Lists
+from raskid.core.manager import Manager
+from raskid.core.messaging import Messaging
+from raskid.core.peer import Peer
 from raskid.core.relay import RelayEnd, RelayHub
-from raskid.core.station import Station, Told, Unhandled
+from raskid.core.station import Station
 from raskid.model.ids import IdSource, PeerId, RequestId
 from raskid.model.topics import REACTIONS, SERVICES, list_name
 from raskid.protocol.messages import KIND_CLIENT, KIND_HEAD, DeleteRecord, PeerRef, PutRecord
@@ -247,6 +259,8 @@ class World:
         #: Pairs that never reach one another directly, and those that do not for the time being.
         self.apart: set[frozenset[str]] = set()
         self.parted: dict[frozenset[str], float] = {}
+        #: Pairs between which everything takes longer, by so many seconds.
+        self.slow: dict[frozenset[str], float] = {}
         self._heap: list[tuple[float, int, Node | None, str, Callable[[], None]]] = []
         self._number = 0
         self._origin = 0
@@ -438,7 +452,8 @@ class World:
                 continue
             piece = data[start:end]
             wire.in_flight[side] += len(piece)
-            at = wire.arrival[side] = max(wire.arrival[side], self.now + self._delay())
+            slow = self.slow.get(frozenset(node.name for node in wire.nodes), 0.0)
+            at = wire.arrival[side] = max(wire.arrival[side], self.now + slow + self._delay())
             receiver = wire.nodes[1 - side]
             label = f"{len(piece)} bytes from {wire.nodes[side]}"
             self.later(at - self.now, receiver, label, self._arrival(wire, side, piece))
@@ -524,6 +539,13 @@ class World:
                 side = wire.nodes.index(node)
                 wire.open[side] = False
                 self._tell_closed(wire, 1 - side, max(0.0, wire.arrival[side] - self.now) + self._delay())
+
+    def leave(self, name: str, reason: str) -> None:
+        """A node says goodbye, writes what it can write at once, and ends."""
+        node = self.nodes[PeerId(name)]
+        self._history.append(f"{self.now:.4f} {node} leaves: {reason}")
+        self.perform(node, node.station.goodbye(reason, node.clock))
+        self.crash(name)
 
     def restart(self, name: str) -> Node:
         """A crashed node comes back as its next incarnation."""

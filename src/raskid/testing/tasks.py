@@ -7,19 +7,30 @@ language, `Work`, so that what a task must give is known beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from raskid.core.lists import WatchList
-from raskid.core.machine import Effect, PeerGone, PeerJoined, Received, Send
+from raskid.core.effects import Effect, Recall, Record, RunnerGivenUp, Send, StartRunner, TaskEnded, TaskResolved, Told
+from raskid.core.events import (
+    AddRunner,
+    CancelValues,
+    OutcomesRead,
+    PeerGone,
+    PeerJoined,
+    RecallDone,
+    RecallsRead,
+    Received,
+    ReleaseValues,
+    RunnerExited,
+    TaskDone,
+    WatchList,
+)
 from raskid.core.manager import Manager
-from raskid.core.node import AddRunner, OutcomesRead, RunnerExited, RunnerGivenUp, StartRunner
 from raskid.core.node import Node as NodeMachine
-from raskid.core.runner import Record, Runner, Stop, TaskDone, node_of
-from raskid.core.station import Told
-from raskid.core.submitter import CancelValues, ReleaseValues, Submitter, TaskEnded, TaskResolved
+from raskid.core.runner import Runner, node_of
+from raskid.core.submitter import Submitter
 from raskid.model.ids import CodeId, PeerId, TaskId
 from raskid.protocol.messages import (
     KIND_CLIENT,
@@ -40,12 +51,22 @@ OUTBOX_S = 0.02
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
-    """What a task does: give the sum of its inputs and `constant`, after `seconds`; raise up to attempt `raises`."""
+    """What a task does: give the sum of its inputs and `constant`, after `seconds`; raise the first `raises` times."""
 
     constant: int
     inputs: tuple[int, ...] = ()
     seconds: float = 0.01
     raises: int = 0
+
+
+class Box:
+    """The memory that a runner shares with its host."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+        #: The task that the runner started last, and what was recalled since it last looked.
+        self.running = TaskId(0)
+        self.recalled: list[tuple[int, int]] = []
 
 
 class Bell:
@@ -91,7 +112,7 @@ class Host(Node):
     def more_machines(self) -> list[Any]:
         """The manager on the head, and the node."""
         self.bells: list[PeerId] = []
-        self.outboxes: dict[PeerId, tuple[int, list[Record]]] = {}
+        self.outboxes: dict[PeerId, tuple[int, Box]] = {}
         self.given_up: list[RunnerGivenUp] = []
         self.manager = Manager(self.name) if self.name == HEAD else None
         self.machine = NodeMachine(self.name, HEAD)
@@ -100,10 +121,12 @@ class Host(Node):
     def on_effect(self, effect: Any) -> None:
         """Start runners."""
         if type(effect) is StartRunner:
-            box: list[Record] = []
+            box = Box()
             self.outboxes[effect.runner] = (effect.incarnation, box)
             delay = self.world.random.uniform(0.05, 0.3)
             self.world.later(delay, self, f"start {effect.runner}", lambda: self.world.start_runner(self, effect, box))
+        elif type(effect) is Recall:
+            self.recall(effect)
         elif type(effect) is RunnerGivenUp:
             self.given_up.append(effect)
         else:
@@ -123,17 +146,32 @@ class Host(Node):
 
     def read(self, runner: PeerId) -> None:
         """Read an outbox."""
-        _, box = self.outboxes.get(runner, (0, []))
-        if box:
-            entries = [(r.task, r.attempt, r.ok, r.seconds, r.client.encode(), r.value) for r in box]
-            box.clear()
-            self.world.handle(self, OutcomesRead(runner, entries))  # type: ignore[arg-type]
+        incarnation, box = self.outboxes.get(runner, (0, Box()))
+        if box.records:
+            entries = [
+                (int(r.task), r.attempt, r.ok, r.seconds, str(r.client), r.value, r.direct, r.started)
+                for r in box.records
+            ]
+            box.records.clear()
+            self.world.handle(self, OutcomesRead(runner, incarnation, entries))
+
+    def recall(self, effect: Recall) -> None:
+        """Take tasks back from a runner."""
+        incarnation, box = self.outboxes.get(effect.runner, (0, Box()))
+        if incarnation != effect.incarnation:
+            return
+        box.recalled += effect.tasks
+        running = box.running
+        self.read(effect.runner)
+        never = [pair for pair in effect.tasks if pair[0] != running]
+        started = [pair for pair in effect.tasks if pair[0] == running]
+        self.world.handle(self, RecallDone(effect.runner, incarnation, never, started))
 
     def exited(self, runner: PeerId, incarnation: int) -> None:
         """A runner's process has ended."""
         if self.outboxes[runner][0] == incarnation:
             self.read(runner)
-            self.world.handle(self, RunnerExited(runner, incarnation, "crashed"))
+            self.world.handle(self, RunnerExited(runner, incarnation, "crashed", self.outboxes[runner][1].running))
 
 
 class Worker(Node):
@@ -141,7 +179,7 @@ class Worker(Node):
 
     world: TaskWorld
     machine: Runner
-    outbox: list[Record]
+    outbox: Box
 
     @property
     def kind(self) -> str:
@@ -163,12 +201,12 @@ class Worker(Node):
     def on_effect(self, effect: Any) -> None:
         """Write outcomes down; end when told to."""
         if type(effect) is Record:
-            self.outbox.append(effect)
-            self.rung += effect.urgent
+            self.outbox.records.append(effect)
+            if (told := self.world.recorded.pop(effect.task, None)) is not None:
+                told(self)
+            self.rung += not effect.direct
             host = self.world.nodes[self.host]
             self.world.later(OUTBOX_S, host, f"read {self.name}", lambda: host.read(self.name))  # type: ignore[attr-defined]
-        elif type(effect) is Stop:
-            self.stopping = True
         else:
             super().on_effect(effect)
             if type(effect) is Told and isinstance(effect.event, PeerGone) and effect.event.peer == self.host:
@@ -190,6 +228,10 @@ class Worker(Node):
             return
         placement = self.machine.next_task()
         if placement is None:
+            if self.outbox.recalled:
+                recalled, self.outbox.recalled = self.outbox.recalled, []
+                self.world.handle(self, RecallsRead(recalled))
+                return
             self.ring()
             return
         if self.world.random.random() < 0.5:
@@ -197,6 +239,27 @@ class Worker(Node):
             self.busy = True
             self.ring()
         self.busy = True
+        # It says what it starts, and only then looks for recalls: its host may look in between.
+        self.outbox.running = placement.spec.task
+        delay = self.world.random.choice((0.0, 0.0, 0.001))
+        self.world.later(delay, None, f"{self} starts task {placement.spec.task}", lambda: self.begin(placement))
+
+    def begin(self, placement: Placement) -> None:
+        """Look for recalls, and run the task unless it is among them."""
+        if not self.alive:
+            return
+        if self.suspended:
+            self.world.later(0.01, None, f"{self} is suspended", lambda: self.begin(placement))
+            return
+        recalled = self.outbox.recalled
+        if recalled:
+            self.outbox.recalled = []
+            self.world.handle(self, RecallsRead(recalled))
+            if self.machine.running is None:
+                self.busy = False
+                self.world.release_held(self)
+                self.after_event()
+                return
         self.world.runs.append((self.name, self.incarnation, placement))
         seconds = msgspec.msgpack.decode(placement.spec.arguments, type=Work).seconds
         self.world.later(seconds, None, f"{self} ends task {placement.spec.task}", lambda: self.finish(placement))
@@ -226,7 +289,7 @@ class Worker(Node):
         if failed is not None:
             return False, failed.data
         work = msgspec.msgpack.decode(spec.arguments, type=Work)
-        if placement.attempt <= work.raises:
+        if placement.raised < work.raises:
             return False, b"raised"
         inline = dict(spec.inline)
         total = work.constant
@@ -250,7 +313,7 @@ class Client(Node):
     def more_machines(self) -> list[Any]:
         """The submitter."""
         own = PeerRef(self.name, self.incarnation, (SCHEME + self.name,))
-        self.submitter = Submitter(own, HEAD, self.ids)
+        self.submitter = Submitter(own, HEAD, self.ids, self.lists)
         self.submitter.codes[CODE.code] = CODE
         #: For each task the right value, None where it must fail.
         self.right: dict[TaskId, int | None] = {}
@@ -321,6 +384,8 @@ class TaskWorld(World):
         super().__init__(seed, lease_s, delay_s)
         #: Every start of a task: the runner, its incarnation, the placement.
         self.runs: list[tuple[PeerId, int, Placement]] = []
+        #: Whom to tell when a runner has written an outcome of this task into its outbox.
+        self.recorded: dict[TaskId, Callable[[Worker], None]] = {}
         self._hosts: set[PeerId] = {HEAD}
 
     def new_node(self, name: PeerId, incarnation: int, origin: int, offset: float) -> Node:
@@ -338,7 +403,7 @@ class TaskWorld(World):
             self.add_host(f"n{number}", runners)
         found = [self.add_submitter(name) for name in clients]
         manager = self.manager
-        self.run_until(lambda: len(manager._runners) == runners * (nodes + 1), what="all runners are there")
+        self.run_until(lambda: len(manager._pool.runners) == runners * (nodes + 1), what="all runners are there")
         return found
 
     def add_host(self, name: str, runners: int = 2) -> Host:
@@ -372,7 +437,17 @@ class TaskWorld(World):
         """Living runners."""
         return [node for node in self.nodes.values() if isinstance(node, Worker) and node.alive]
 
-    def start_runner(self, host: Host, effect: StartRunner, outbox: list[Record]) -> None:
+    def run_until_recorded(self, task: TaskId, limit_s: float = 60.0) -> Worker:
+        """Let time pass until a runner has written an outcome of `task` into its outbox, and to nobody yet."""
+        seen: list[Worker] = []
+        self.recorded[task] = seen.append
+        end = self.now + limit_s
+        while not seen:
+            self.check(self.now < end, f"no runner has an outcome of task {task}")
+            self.run(self._heap[0][0] - self.now)
+        return seen[0]
+
+    def start_runner(self, host: Host, effect: StartRunner, outbox: Box) -> None:
         """A runner's process begins."""
         self._origin += 1
         old = self.nodes.get(effect.runner)
@@ -418,11 +493,13 @@ class TaskWorld(World):
         found += [f"early {task}" for task in manager._early]
         for host in self.hosts():
             found += [f"{host} keeps task {task}" for task in host.machine.values]
-            found += [f"{host} has {len(askers)} askers of {task}" for task, askers in host.machine._askers.items()]
+            askers = host.machine._askers.by_task
+            found += [f"{host} has {len(askers[task])} askers of {task}" for task in askers]
         for worker in self.workers():
             machine = worker.machine
-            for what in ("_tasks", "values", "inputs", "_users", "_asks", "_askers"):
+            for what in ("_tasks", "values", "inputs", "_users", "_asks"):
                 found += [f"{worker} has {task} in {what}" for task in getattr(machine, what)]
+            found += [f"{worker} has askers of {task}" for task in machine._askers.by_task]
         for node in self.nodes.values():
             if isinstance(node, Client) and node.alive:
                 submitter = node.submitter

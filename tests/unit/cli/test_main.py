@@ -27,10 +27,10 @@ def run(*args: str, code: int = 0, timeout: float = 30.0) -> subprocess.Complete
     return done
 
 
-def the_error(*args: str) -> str:
+def the_error(*args: str, code: int = 1, output: str = "") -> str:
     """The one line that a failing command writes."""
-    done = run(*args, code=1)
-    assert not done.stdout
+    done = run(*args, code=code)
+    assert done.stdout == output
     (line,) = done.stderr.splitlines()
     assert line.startswith("raskid: ")
     return line
@@ -41,6 +41,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     # pytest's tmp_path is too long for unix sockets.
     with tempfile.TemporaryDirectory(prefix="rk") as directory:
         monkeypatch.setenv("RASKID_RUNTIME", directory)
+        monkeypatch.delenv("RASKID_URL", raising=False)
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
         yield Path(directory)
 
@@ -61,8 +62,9 @@ def test_a_system_stays_until_it_is_brought_down(system: str, runtime: Path) -> 
         assert session.gather([session.submit(pow, 2, n) for n in range(10)], 20) == [2**n for n in range(10)]
     (listed,) = json.loads(run("ps", "--json").stdout)
     assert (listed["name"], listed["runners"]) == ("t", 2)
-    rows = json.loads(run("ps", "t", "--json").stdout)
-    assert len(rows) == 2 and {"id", "host", "pid", "now", "finished"} == set(rows[0])
+    head, *rows = json.loads(run("ps", "t", "--json").stdout)
+    assert len(rows) == 2 and {"kind", "id", "host", "pid", "now", "finished"} == set(rows[0])
+    assert (head["kind"], head["pid"]) == ("head", listed["pid"]) and {row["kind"] for row in rows} == {"runner"}
     assert sum(row["finished"] for row in rows) == 10
     assert str(rows[0]["pid"]) in run("ps", "t").stdout
     assert "local://t" in run("ps").stdout
@@ -83,7 +85,11 @@ def test_messages_and_records(system: str) -> None:
         session.shared("settings")["colour"] = "blue"
         assert json.loads(run("get", "settings", "--system", "t", "--json").stdout) == {"colour": "blue"}
         assert run("get", "settings", "--system", "t").stdout == 'colour\t"blue"\n'
-        assert json.loads(run("get", "nothing", "--system", "t", "--json").stdout) == {}
+        assert "nothing in the shared list 'nothing'" in the_error("get", "nothing", "-s", "t")
+        the_error("get", "nothing", "--system", "t", "--json", output="{}\n")
+        run("send", "news", "-5", "-s", "t")
+        third = news.get(10)
+        assert third is not None and third.value == -5
         names = json.loads(run("topics", "--system", "t", "--json").stdout)
         assert names["shared:settings"]["records"] == 1 and names["reactions:news"]["records"] == 1
         assert "shared:settings" in run("topics", "shared:", "--system", "t").stdout
@@ -114,8 +120,67 @@ def test_errors_are_one_line(runtime: Path) -> None:
 
 def test_errors_in_a_system(system: str) -> None:
     assert "exists already" in the_error("up", "--name", "t")
-    assert "is not JSON" in the_error("send", "x", "{", "--system", "t")
+    assert "attach to it with raskid.connect('local://t'), or end it with: raskid down t" in the_error("up", "t")
     assert "begins with '@'" in the_error("send", "@x", "1", "--system", "t")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("words", "text needs quotes within: '\"words\"'"),
+        ("", "an empty text is written '\"\"'"),
+        ('{"a":1', "is not JSON (Expecting ',' delimiter: line 1 column 7 (char 6))"),
+        ("{'a': 1}", "text within it stands in double quotes"),
+        ("NaN", "NaN is not JSON; use null"),
+        ("[-Infinity]", "-Infinity is not JSON"),
+    ],
+)
+def test_values_that_are_not_json(runtime: Path, value: str, text: str) -> None:
+    """Nothing is needed to find that out: not even a system."""
+    assert text in the_error("send", "x", value)
+
+
+def test_usage_errors_are_one_line(runtime: Path) -> None:
+    assert "see: python -m raskid.cli.main get --help" in the_error("get", code=2)
+    assert "No such option" in the_error("ps", "--jsn", "--json", code=2)
+    assert "No such command 'nope'" in the_error("nope", code=2)
+    assert "runners is a whole number from 1 to 1024, got 0" in the_error("up", "--runners", "0", "--json")
+    assert "--count and --timeout go with --follow" in the_error("get", "x", "--count", "2")
+
+
+def test_help_and_version() -> None:
+    assert run("--version").stdout == f"raskid {raskid.__version__}\n"
+    assert run("-h").stdout == run("--help").stdout == run().stdout
+    for command in ("up", "down", "ps", "send", "get", "topics"):
+        text = " ".join(run(command, "-h").stdout.split())
+        assert "-s, --system" in text and "Default: the one in RASKID_URL, else 'default'" in text
+
+
+def test_which_system_is_meant(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By option or argument, as name or as URL; else by the environment; a name with spaces is quoted in advice."""
+    for command in (["ps", "a b"], ["ps", "-s", "a b"], ["down", "--name", "a b"], ["ps", "local://a b"]):
+        error = the_error(*command)
+        assert "no system named 'a b'" in error and error.endswith("raskid up --name 'a b'")
+    assert "two systems are named, 'a' and 'b'" in the_error("ps", "a", "-s", "b")
+    assert "no system named 'default'" in the_error("topics")
+    monkeypatch.setenv("RASKID_URL", "local://other")
+    assert "no system named 'other'" in the_error("topics")
+    assert "no system named 'other'" in the_error("down")
+    assert "no system named 'this'" in the_error("down", "this")
+    monkeypatch.setenv("RASKID_URL", "local://?runners=2")
+    assert "no system named 'default'" in the_error("topics")
+    monkeypatch.setenv("RASKID_URL", "other")
+    assert "environment variable RASKID_URL" in the_error("topics")
+
+
+def test_a_system_is_found_by_the_environment(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. `up`, `send` and `down` name nothing. 2. All mean the system in the environment."""
+    monkeypatch.setenv("RASKID_URL", "local://two words")
+    lines = run("up", "--runners", "1").stdout.splitlines()
+    assert "export RASKID_URL='local://two words'" in lines[1] and lines[2].endswith("raskid down 'two words'")
+    run("send", "x", "1")
+    assert "two words" in run("ps").stdout
+    assert run("down").stdout == "local://two words has ended\n"
 
 
 def test_what_a_killed_system_left_is_removed(system: str, runtime: Path) -> None:

@@ -2,12 +2,22 @@
 
 import msgspec
 
-from raskid.core.calls import CallDone, Calls, CancelRequest, Invoke, InvokeCancelled, Reply, Request, Serve
+from raskid.core.calls import Calls
+from raskid.core.effects import CallDone, Introduce, Invoke, InvokeCancelled, Send
+from raskid.core.events import CancelRequest, PeerGone, Received, Reply, Request, Serve, Tick
 from raskid.core.lists import Lists
-from raskid.core.machine import PeerGone, Received, Send, Tick
-from raskid.core.messaging import Introduce
 from raskid.model.ids import PeerId, RequestId
-from raskid.protocol.messages import Answer, Call, CancelCall, ListState, PeerRef, Record, Watch
+from raskid.protocol.messages import (
+    Answer,
+    Call,
+    CancelCall,
+    ListState,
+    PeerRef,
+    Record,
+    RequestRefused,
+    Unwatch,
+    Watch,
+)
 from raskid.protocol.reactions import Provider
 from raskid.protocol.values import decode_value
 
@@ -23,7 +33,7 @@ def state(incarnation: int = 1) -> Received:
 
 def called() -> tuple[Calls, Lists]:
     calls = Calls(lists := Lists(HUB))
-    assert calls.handle(Request(ONE, "s", b"q", 5.0), 0.0) == [Send(HUB, Watch(NAME))]
+    assert calls.handle(Request(ONE, "s", b"q", 5.0), 0.0) == [Send(HUB, Watch(NAME, False, RequestId(1)))]
     effects = lists.handle(state(), 0.0)
     assert effects[:2] == [Introduce(PeerRef(SERVER, 1)), Send(SERVER, Call(ONE, "s", b"q"))]
     calls.check_invariants()
@@ -53,8 +63,10 @@ def test_time_limits() -> None:
     done, cancel = calls.handle(Tick(), 5.0)
     assert isinstance(done, CallDone) and done.error == "WaitTimeout" and cancel == Send(SERVER, CancelCall(ONE))
     calls.handle(Request(RequestId(2), "nobody", b"q", 7.0), 5.0)
-    (done,) = calls.handle(Tick(), 7.0)
+    assert calls.next_deadline() == 7.0
+    unwatch, done = calls.handle(Tick(), 7.0)
     assert isinstance(done, CallDone) and done.error == "NoSuchService"
+    assert unwatch == Send(HUB, Unwatch("services:nobody")), "a name that nobody serves is not followed for ever"
     calls.check_invariants()
 
 
@@ -84,3 +96,26 @@ def test_serving() -> None:
     calls.handle(Received(ME, Call(ONE, "s", b"q")), 0.0)
     assert calls.handle(Received(SERVER, CancelCall(ONE)), 0.0) == [], "only the caller may"
     assert calls.handle(Received(ME, CancelCall(ONE)), 0.0) == [InvokeCancelled(ONE)]
+
+
+def test_a_service_that_cannot_be_followed_ends_its_requests() -> None:
+    calls = Calls(lists := Lists(HUB))
+    calls.handle(Request(ONE, "s", b"q", 5.0), 0.0)
+    done, _ = lists.handle(Received(HUB, RequestRefused(RequestId(1), "Overflow", "too many")), 0.0)
+    assert done == CallDone(ONE, False, b"", "Overflow", "too many")
+    calls.check_invariants()
+    assert calls.next_deadline() is None
+
+
+def test_the_nearest_deadline_is_found_among_many() -> None:
+    calls, _ = called()
+    for number in range(2, 300):
+        calls.handle(Request(RequestId(number), "s", b"q", float(1000 - number)), 0.0)
+    assert calls.next_deadline() == 5.0
+    for number in range(1, 299):
+        calls.handle(Received(SERVER, Answer(RequestId(number), True, b"a")), 1.0)
+        calls.check_invariants()
+    assert calls.next_deadline() == 701.0
+    assert len(calls._deadlines) < 100, "entries of requests that are over do not pile up"
+    (done, _) = calls.handle(Tick(), 701.0)
+    assert isinstance(done, CallDone) and done.request == 299

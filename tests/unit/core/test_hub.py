@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from raskid.core import hub as hub_module
+from raskid.core.effects import Effect, Send
+from raskid.core.events import PeerGone, PeerJoined, Received, Tick
 from raskid.core.hub import Hub
-from raskid.core.machine import Effect, PeerGone, PeerJoined, Received, Send, Tick
 from raskid.model.ids import PeerId, RequestId
 from raskid.protocol.messages import (
     AcknowledgeList,
@@ -240,3 +241,14 @@ def test_deadlines_of_waits_that_are_over_do_not_pile_up(rig: Rig) -> None:
         rig.receive(A, put(number, settle_s=60.0))
         assert rig.receive(B, AcknowledgeList(L, number)) == [settled(A, number, number)]
     assert len(rig.hub._deadlines) <= 65
+
+
+def test_a_watch_that_is_refused_is_answered_by_its_request(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "LISTS_MAX", 1)
+    rig.receive(A, Watch("shared:one", False, RequestId(1)))
+    assert refusal(rig.receive(A, Watch("shared:two", False, RequestId(2)))) == (A, 2, "Overflow")
+    assert refusal(rig.receive(A, Watch("no list", False, RequestId(3)))) == (A, 3, "TopicNameError")
+    assert rig.receive(A, Watch("shared:two")) == []
+    assert rig.hub.refused == 3
+    rig.receive(A, Unwatch("shared:one"))
+    assert rig.receive(A, Watch("shared:two", False, RequestId(4))) == [Send(A, ListState("shared:two", 0, []))]

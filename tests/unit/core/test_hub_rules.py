@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from raskid.core.effects import Send
+from raskid.core.events import PeerGone, PeerJoined, Received, Tick
 from raskid.core.hub import Hub
-from raskid.core.machine import PeerGone, PeerJoined, Received, Send, Tick
 from raskid.model.ids import PeerId, RequestId
 from raskid.protocol.messages import (
     AcknowledgeList,

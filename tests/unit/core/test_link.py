@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raskid.core.link import ACK_FRAMES, WINDOW_BYTES, Link
-from raskid.model.ids import PeerId, RequestId
-from raskid.protocol.framing import FRAGMENT_BYTES, FRAME_BYTES_MAX, FrameReader
-from raskid.protocol.messages import AnyMessage, Consumed, Deliver, Delivered, PutRecord
+from raskid.core import link as link_module
+from raskid.core.link import ACK_FRAMES, BATCH_MESSAGES, WINDOW_BYTES, Link
+from raskid.model.errors import LocalProtocolError, RemoteProtocolError
+from raskid.model.ids import CodeId, PeerId, RequestId, TaskId
+from raskid.protocol.codec import decode_batch
+from raskid.protocol.framing import BULK, FRAGMENT_BYTES, FRAME_BYTES_MAX, HEADER_BYTES, MORE, FrameReader
+from raskid.protocol.messages import (
+    AnyMessage,
+    Consumed,
+    Deliver,
+    Delivered,
+    ListState,
+    PutRecord,
+    Record,
+    SubmitTasks,
+    TaskSpec,
+)
 
 ACTIONS = st.lists(
     st.one_of(
@@ -137,3 +151,124 @@ def test_an_outdated_count_is_recognised() -> None:
     assert pair.links[0].acked == ACK_FRAMES
     assert pair.links[0].is_outdated(0)
     assert not pair.links[0].is_outdated(ACK_FRAMES)
+
+
+def submit(number: int, size: int) -> SubmitTasks:
+    return SubmitTasks([TaskSpec(TaskId(number), CodeId("c"), bytes(size))])
+
+
+def batches(data: bytes) -> list[list[AnyMessage]]:
+    """The batches of control that these frames hold."""
+    found, partial = [], b""
+    for word, _, payload in FrameReader(FRAME_BYTES_MAX).feed(data):
+        assert not word & BULK and len(payload) <= FRAGMENT_BYTES
+        partial += payload
+        if not word & MORE:
+            found.append(decode_batch(partial))
+            partial = b""
+    assert not partial
+    return found
+
+
+def test_a_burst_of_small_messages_is_one_batch() -> None:
+    link = Link(PeerId("b"), 1)
+    sent: list[AnyMessage] = [Consumed(RequestId(number), 1) for number in range(BATCH_MESSAGES)]
+    for message in sent:
+        link.send(message)
+    assert batches(link.take(1 << 20)) == [sent]
+
+
+def test_large_control_messages_travel_in_batches_of_their_own() -> None:
+    """1. Twelve submissions of 3 MB wait at once. 2. No batch holds two of them, however much room there is."""
+    link = Link(PeerId("b"), 1)
+    sent = [submit(number, 3_000_000) for number in range(12)]
+    for message in sent:
+        link.send(message)
+    assert batches(link.take(1 << 30)) == [[message] for message in sent]
+    link.check_invariants()
+
+
+def test_many_control_messages_are_cut_by_number_and_by_size() -> None:
+    link = Link(PeerId("b"), 1)
+    small: list[AnyMessage] = [Consumed(RequestId(number), 1) for number in range(BATCH_MESSAGES + 10)]
+    for message in small:
+        link.send(message)
+    assert [len(batch) for batch in batches(link.take(1 << 30))] == [BATCH_MESSAGES, 10]
+    states = [ListState("shared:x", number, [Record("r", bytes(20_000))] * 2) for number in range(10)]
+    for state in states:
+        link.send(state)
+    made = batches(link.take(1 << 30))
+    assert [message for batch in made for message in batch] == states and {len(batch) for batch in made} == {1}
+
+
+@pytest.mark.parametrize("room", [1, 1000, 100_000, 1_000_000])
+def test_control_goes_over_its_room_by_one_frame_at_most(room: int) -> None:
+    pair = Pair()
+    sent = [submit(number, size) for number, size in enumerate([10, 3_000_000, 10, 70_000, 70_000, 500_000])]
+    for message in sent:
+        pair.send(0, message)
+    while pair.links[0].has_output:
+        data = pair.links[0].take(room)
+        payload = sum(len(it[2]) for it in FrameReader(FRAME_BYTES_MAX).feed(data))
+        assert 0 < payload < room + FRAGMENT_BYTES
+        for frame in pair.readers[1].feed(data):
+            pair.got[1].extend(pair.links[1].receive(*frame))
+        pair.check()
+    assert pair.got[1] == sent
+    assert pair.links[0].control_bytes == 0 and not pair.links[0].has_unsent
+
+
+def test_a_message_that_is_too_long_is_the_senders_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "MESSAGE_BYTES_MAX", 1_000_000)
+    pair = Pair()
+    for message, kind in (
+        (submit(1, 1_000_000), "SubmitTasks"),
+        (Deliver(RequestId(1), "t", bytes(1_000_000)), "Deliver"),
+    ):
+        with pytest.raises(LocalProtocolError, match=rf"a {kind} of 1,000,\d\d\d bytes for peer b .* 1,000,000 bytes"):
+            pair.links[0].send(message)
+        assert not pair.links[0].has_output
+    pair.send(0, submit(1, 999_000))
+    for number in range(5):
+        pair.send(0, submit(number, 990_000))
+        pair.send(0, Deliver(RequestId(1), "t", bytes(990_000)))
+    pair.drain()
+    assert len(pair.got[1]) == 11, "what the sender lets through, the receiver takes"
+
+
+def test_a_message_longer_than_any_may_be_is_refused_by_its_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "MESSAGE_BYTES_MAX", 1_000_000)
+    link = Link(PeerId("b"), 1)
+    for _ in range(1000):
+        link.receive(MORE, 0, b"x")
+    with pytest.raises(RemoteProtocolError, match="more than 1,000,000 bytes"):
+        for _ in range(17):
+            link.receive(MORE, 0, bytes(FRAGMENT_BYTES))
+
+
+def test_frames_that_come_twice_count_once() -> None:
+    """1. We say that we have nothing. 2. Two frames come over the old connection. 3. They come again over the new."""
+    pair = Pair()
+    one, other = pair.links
+    pair.send(0, Consumed(RequestId(1), 1))
+    pair.send(0, Deliver(RequestId(2), "t", b"x"))
+    declared = other.received
+    pair.move(0, 1 << 16)
+    one.attach(declared, one.received)
+    other.attach(one.received, declared)
+    pair.move(0, 1 << 16)
+    assert pair.got[1] == pair.sent[0] and other.doubled == 2
+
+
+def test_what_is_sent_and_what_waits_is_told_apart() -> None:
+    pair = Pair()
+    link = pair.links[0]
+    assert not link.has_unsent and not link.has_unacknowledged
+    pair.send(0, Consumed(RequestId(1), 1))
+    assert link.has_unsent and link.has_unacknowledged
+    assert len(link.take(1 << 16)) > HEADER_BYTES
+    assert not link.has_unsent and link.has_unacknowledged
+    pair.connect()
+    assert link.has_unsent
+    pair.drain()
+    assert not link.has_unsent

@@ -2,9 +2,10 @@ from typing import Any
 
 import pytest
 
-from raskid.core.machine import Effect, PeerGone, PeerJoined, Received, Send, Tick
+from raskid.core.dispatch import BALANCE_S, BALANCE_S_MAX
+from raskid.core.effects import Effect, Introduce, Send
+from raskid.core.events import PeerGone, PeerJoined, Received, Tick
 from raskid.core.manager import Manager
-from raskid.core.messaging import Introduce
 from raskid.core.tasks import FINISHED, PLACED, READY, TaskEntry, move
 from raskid.model.errors import InvalidTransition
 from raskid.model.ids import CodeId, PeerId, RequestId, TaskId
@@ -17,6 +18,7 @@ from raskid.protocol.messages import (
     LeaseGranted,
     PeerRef,
     Placement,
+    RecallTasks,
     ReleaseTasks,
     RequestLease,
     RequestRefused,
@@ -30,6 +32,7 @@ from raskid.protocol.messages import (
     TasksCancelled,
     TasksFinished,
     TaskSpec,
+    TasksRecalled,
     ValuesAt,
 )
 
@@ -42,8 +45,8 @@ def spec(task: int, *inputs: int, retries: int = 0, count: int = 0) -> TaskSpec:
     return TaskSpec(TaskId(task), F, b"", tuple(TaskId(n) for n in inputs), count, retries)
 
 
-def place(task: TaskSpec, attempt: int = 1, *keepers: str, client: str = "c") -> Placement:
-    return Placement(task, attempt, PeerId(client), tuple(PeerId(k) for k in keepers))
+def place(task: TaskSpec, attempt: int = 1, *keepers: str, client: str = "c", raised: int = 0) -> Placement:
+    return Placement(task, attempt, PeerId(client), tuple(PeerId(k) for k in keepers), raised)
 
 
 class Bench:
@@ -65,20 +68,37 @@ class Bench:
     def get(self, peer: str, message: Any) -> list[Effect]:
         return self.event(Received(PeerId(peer), message))
 
-    def start(self, runner: str, node: str = "n", incarnation: int = 1) -> list[Effect]:
-        return self.get(node, RunnerStarted(PeerRef(PeerId(runner), incarnation), 7, "host"))
+    def start(self, runner: str, node: str = "n", incarnation: int = 1, mean_s: float = 0.00125) -> list[Effect]:
+        """A runner starts; from here on it counts as one whose tasks last `mean_s` (window 8)."""
+        effects = self.get(node, RunnerStarted(PeerRef(PeerId(runner), incarnation), 7, "host"))
+        entry = self.manager._pool.runners[PeerId(runner)]
+        entry.mean_s = mean_s
+        self.manager._pool.fit_window(entry)
+        return effects
 
-    def end(self, runner: str, node: str = "n") -> list[Effect]:
-        return self.get(node, RunnerEnded(PeerId(runner), 1, "killed"))
+    def end(self, runner: str, node: str = "n", running: int = 0) -> list[Effect]:
+        return self.get(node, RunnerEnded(PeerId(runner), 1, "killed", TaskId(running)))
 
     def submit(self, *specs: TaskSpec, client: str = "c", attempt: int = 1) -> list[Effect]:
         return self.get(client, SubmitTasks(list(specs), [CODE], attempt))
 
     def finish(
-        self, runner: str, *tasks: int, attempt: int = 1, ok: bool = True, seconds: float = 0.00125
+        self,
+        runner: str,
+        *tasks: int,
+        attempt: int = 1,
+        ok: bool = True,
+        seconds: float = 0.00125,
+        node: str = "n",
+        direct: bool = False,
     ) -> list[Effect]:
-        outcomes = [TaskOutcome(TaskId(task), attempt, ok, 1, seconds, PeerId(runner), PeerId("c")) for task in tasks]
-        return self.get("n", TasksFinished(outcomes))
+        c = PeerId("c")
+        outcomes = [TaskOutcome(TaskId(n), attempt, ok, 1, seconds, PeerId(runner), c, direct) for n in tasks]
+        return self.get(node, TasksFinished(outcomes))
+
+    def recalled(self, runner: str, *tasks: int, started: tuple[int, ...] = (), attempt: int = 1) -> list[Effect]:
+        pairs = [(TaskId(task), attempt) for task in tasks]
+        return self.get("n", TasksRecalled(PeerId(runner), 1, pairs, [(TaskId(task), attempt) for task in started]))
 
     def release(self, *tasks: int, client: str = "c") -> list[Effect]:
         return self.get(client, ReleaseTasks([TaskId(task) for task in tasks]))
@@ -136,14 +156,26 @@ def test_window_bounds_and_refills_at_half() -> None:
 
 
 def test_window_follows_durations() -> None:
-    b = Bench()
+    b = Bench(runners=0)
+    b.start("r1", mean_s=-1.0)
     b.submit(*[spec(n) for n in range(1, 2000)])
-    [(_, message)] = sent(b.finish("r1", *range(1, 9), seconds=1e-6), RunTasks)
+    [(_, message)] = sent(b.finish("r1", 1, seconds=1e-6), RunTasks)
     assert len(message.placements) == 512
     b = Bench()
     b.submit(*[spec(n) for n in range(1, 20)])
-    assert b.finish("r1", *range(1, 7), seconds=1.0) == []
-    assert b.finish("r1", 7, seconds=1.0) == [run("r1", place(spec(9)))]
+    assert b.finish("r1", *range(1, 8), seconds=1.0) == []
+    assert b.finish("r1", 8, seconds=1.0) == [run("r1", place(spec(9)))]
+
+
+def test_a_runner_whose_tasks_are_not_known_gets_one() -> None:
+    """1. Two tasks come before any runner. 2. The first runner gets one of them. 3. The second gets the other."""
+    b = Bench(runners=0)
+    b.submit(spec(1), spec(2))
+    assert [p.spec.task for p in sent(b.start("r1"), RunTasks)[0][1].placements] == [1]
+    b = Bench(runners=0)
+    b.start("r1", mean_s=-1.0)
+    b.submit(spec(1), spec(2))
+    assert sent(b.start("r2"), RunTasks) == [("r2", RunTasks([place(spec(2))], [CODE], [CLIENT_REF]))]
 
 
 def test_dependants_are_placed_at_once_beyond_the_window() -> None:
@@ -209,7 +241,7 @@ def test_stale_outcomes_are_dropped() -> None:
 def test_retries() -> None:
     b = Bench()
     b.submit(spec(1, retries=1))
-    assert b.finish("r1", 1, ok=False) == [run("r1", place(spec(1, retries=1), 2))]
+    assert b.finish("r1", 1, ok=False) == [run("r1", place(spec(1, retries=1), 2, raised=1))]
     assert b.finish("r1", 1, ok=False, attempt=2) == []
     assert sent(b.submit(spec(2, 1)), TaskFailed)
 
@@ -219,7 +251,9 @@ def test_lost_tasks_go_to_the_front_in_order() -> None:
     b.submit(*[spec(n) for n in range(1, 11)])
     assert b.end("r1") == []
     [(_, message)] = sent(b.start("r2"), RunTasks)
-    assert [(p.spec.task, p.attempt) for p in message.placements] == [(n, 2) for n in range(1, 9)]
+    assert [(p.spec.task, p.attempt) for p in message.placements] == [(1, 2)]
+    [(_, message)] = sent(b.finish("r2", 1, attempt=2), RunTasks)
+    assert [(p.spec.task, p.attempt) for p in message.placements] == [(n, 2) for n in range(2, 9)] + [(9, 1)]
 
 
 def test_dependants_of_lost_tasks_are_sent_again_with_new_keepers() -> None:
@@ -233,15 +267,43 @@ def test_dependants_of_lost_tasks_are_sent_again_with_new_keepers() -> None:
 
 
 def test_task_lost_after_ten_attempts() -> None:
+    """1. Its runner ends ten times, each time while it runs. 2. It is lost, and says how; what needs it fails."""
     b = Bench(runners=0)
-    b.submit(spec(1), spec(2, 1))
+    b.get("c", SubmitTasks([spec(1), spec(2, 1)], [Code(F, b"function", "mine.deadly")]))
     for n in range(1, 10):
         b.start(f"r{n}")
-        assert b.end(f"r{n}") == []
+        assert b.end(f"r{n}", running=1) == []
     b.start("r10")
-    effects = b.end("r10")
-    assert [(m.task, m.code) for _, m in sent(effects, TaskFailed)] == [(1, "TaskLost"), (2, "InputFailed")]
-    assert sent(effects, TaskFailed)[0][1].text == "task 1 was attempted 10 times; its last runner was r10: killed"
+    effects = b.get("n", RunnerEnded(PeerId("r10"), 1, "exit code 3", TaskId(1)))
+    lost, failed = (message for _, message in sent(effects, TaskFailed))
+    why = "task 1 (mine.deadly) was given up: 10 attempts ended with their runner: killed (9 times); exit code 3"
+    assert lost == TaskFailed(TaskId(1), "TaskLost", why)
+    needs = "task 2 (mine.deadly) cannot run: its input, task 1 (mine.deadly), failed: "
+    assert failed == TaskFailed(TaskId(2), "InputFailed", needs + why)
+
+
+def test_what_did_not_run_when_its_runner_ended_has_lost_nothing() -> None:
+    """1. Task 1 ends its runner, over and over. 2. Task 2, placed behind it each time, is placed again each time."""
+    b = Bench(runners=0)
+    b.submit(spec(1), spec(2), spec(3))
+    told: list[TaskFailed] = []
+    for n in range(1, 31):
+        b.start(f"r{n}")
+        b.event(Tick())
+        assert b.state(2) is PLACED and b.state(3) is PLACED
+        told += [message for _, message in sent(b.end(f"r{n}", running=1), TaskFailed)]
+    assert [message.task for message in told] == [1]
+
+
+def test_what_ended_its_runner_goes_behind_the_others() -> None:
+    b = Bench()
+    b.submit(spec(1), spec(2))
+    b.end("r1", running=1)
+    b.submit(spec(3))
+    b.start("r2")
+    assert [b.state(n) for n in (1, 2, 3)] == [READY, PLACED, READY]
+    b.finish("r2", 2, attempt=2)
+    assert list(b.manager._pool.runners[PeerId("r2")].tasks) == [2, 1, 3]
 
 
 def test_values_of_an_ended_runner_are_with_its_node() -> None:
@@ -249,7 +311,7 @@ def test_values_of_an_ended_runner_are_with_its_node() -> None:
     b.submit(spec(1))
     b.get("c", RequestLease(RequestId(5)))
     b.finish("r1", 1)
-    lease = next(r for r in b.manager._runners.values() if r.leases).peer
+    lease = next(r for r in b.manager._pool.runners.values() if r.leases).peer
     effects = b.end("r1")
     assert effects[0] == to("c", ValuesAt(PeerRef(PeerId("n"), 1, ("n-address",)), [TaskId(1)]))
     assert effects[1:] == ([to("c", LeaseEnded(PeerId("r1"), "killed"))] if lease == "r1" else [])
@@ -277,7 +339,7 @@ def test_lost_node_runs_again_what_is_wanted_and_what_it_descends_from() -> None
     [(peer, message)] = sent(b.gone("n"), RunTasks)
     assert peer == "r2"
     assert message.placements == [place(spec(1), 2), place(spec(2, 1), 2, "r2")]
-    b.get("n2", TasksFinished([TaskOutcome(TaskId(n), 2, True, 1, 0.1, PeerId("r2"), PeerId("c")) for n in (1, 2)]))
+    b.finish("r2", 1, 2, attempt=2, node="n2")
     b.release(2)
     assert not b.manager._tasks
     assert sent(b.flush(), DropValues)
@@ -292,7 +354,7 @@ def test_lost_client_takes_its_tasks_along() -> None:
     effects = b.gone("c")
     assert [m.tasks for _, m in sent(effects, CancelTasks)] == [[11, *range(8, 1, -1)]]
     assert not b.manager._tasks
-    assert not b.manager._codes
+    assert not b.manager._pool.codes
     assert {p for p, m in sent(b.flush(), DropValues)} == {"r1", "n"}
 
 
@@ -348,13 +410,34 @@ def test_cancel_before_placement() -> None:
 def test_cancel_on_a_runner() -> None:
     b = Bench()
     b.submit(spec(1), spec(2, 1))
-    assert b.cancel(1) == [to("r1", CancelTasks([TaskId(1)]))]
-    effects = b.get("r1", TasksCancelled([TaskId(1)]))
-    assert effects == [
-        to("c", TasksCancelled([TaskId(1)])),
-        to("c", TaskFailed(TaskId(2), "InputFailed", "its input, task 1, was cancelled")),
-        to("r1", CancelTasks([TaskId(2)])),
-    ]
+    recall = to("n", RecallTasks(PeerId("r1"), 1, [(TaskId(1), 1)]))
+    for by_node in (False, True):
+        b = Bench()
+        b.submit(spec(1), spec(2, 1))
+        assert b.cancel(1, 1) == [recall, to("r1", CancelTasks([TaskId(1)]))]
+        effects = b.recalled("r1", 1) if by_node else b.get("r1", TasksCancelled([TaskId(1)]))
+        assert effects == [
+            to("c", TasksCancelled([TaskId(1)])),
+            to("c", TaskFailed(TaskId(2), "InputFailed", "task 2 cannot run: its input, task 1, was cancelled")),
+            to("r1", CancelTasks([TaskId(2)])),
+        ]
+
+
+def test_too_late_to_cancel() -> None:
+    """1. The node says that it has started. 2. Should it come back all the same, it is placed: it was not cancelled."""
+    b = Bench()
+    b.submit(spec(1), spec(2))
+    b.finish("r1", 2)
+    assert b.cancel(2, 77) == [to("c", TasksCancelled([], [TaskId(2), TaskId(77)]))]
+    b.cancel(1)
+    assert b.recalled("r1", started=(1,)) == [to("c", TasksCancelled([], [TaskId(1)]))]
+    assert b.recalled("r1", 1, 1) == [run("r1", place(spec(1), 2))]
+
+
+def test_a_task_named_twice_is_cancelled_once() -> None:
+    b = Bench(runners=0)
+    b.submit(spec(1))
+    assert b.cancel(1, 1) == [to("c", TasksCancelled([TaskId(1)]))]
 
 
 def test_cancelled_task_is_not_placed_again() -> None:
@@ -367,24 +450,24 @@ def test_cancelled_task_is_not_placed_again() -> None:
 def test_leases() -> None:
     b = Bench(runners=2)
     b.submit(spec(1))
-    grant = LeaseGranted(RequestId(1), PeerRef(PeerId("r2"), 1), 2)
+    grant = LeaseGranted(RequestId(1), PeerRef(PeerId("r2"), 1), 1)
     assert b.get("c", RequestLease(RequestId(1))) == [to("c", grant)]
     assert sent(b.get("c", RequestLease(RequestId(2))), LeaseGranted)[0][1].runner.peer == "r1"
     assert sent(b.get("c", RequestLease(RequestId(3))), RequestRefused)[0][1].code == "Full"
     assert b.get("c", LeaseEnded(PeerId("r2"))) == []
-    assert b.get("c", RequestLease(RequestId(4))) == [to("c", LeaseGranted(RequestId(4), PeerRef(PeerId("r2"), 1), 2))]
+    assert b.get("c", RequestLease(RequestId(4))) == [to("c", LeaseGranted(RequestId(4), PeerRef(PeerId("r2"), 1), 1))]
 
 
 def test_direct_values_can_be_inputs_and_be_released() -> None:
     b = Bench()
     b.get("c", RequestLease(RequestId(1)))
-    assert b.finish("r1", 50, 51) == []
+    assert b.finish("r1", 50, 51, direct=True) == []
     assert sent(b.submit(spec(1, 50)), RunTasks)[0][1].placements == [place(spec(1, 50), 1, "r1")]
     assert b.submit(spec(51), attempt=2) == [to("c", ValuesAt(PeerRef(PeerId("r1"), 1), [TaskId(51)]))]
     b.finish("r1", 1)
     b.release(50, 51, 1)
     b.release(52)
-    b.finish("r1", 52)
+    b.finish("r1", 52, direct=True)
     assert not b.manager._tasks
     assert not b.manager._early
 
@@ -392,7 +475,7 @@ def test_direct_values_can_be_inputs_and_be_released() -> None:
 def test_direct_task_of_a_lost_runner_is_submitted() -> None:
     b = Bench()
     b.get("c", RequestLease(RequestId(1)))
-    b.finish("r1", 50)
+    b.finish("r1", 50, direct=True)
     effects = b.end("r1")
     assert [type(e.message) for e in effects if isinstance(e, Send)] == [ValuesAt, LeaseEnded]
     b.submit(spec(51), attempt=2)
@@ -421,7 +504,8 @@ def test_status() -> None:
     b = Bench()
     b.submit(*[spec(n) for n in range(1, 11)])
     b.finish("r1", 1)
-    runner = {"runner": "r1", "host": "host", "pid": 7, "outstanding": 7, "finished": 1, "window": 8}
+    b.get("c", RequestLease(RequestId(9)))
+    runner = {"runner": "r1", "host": "host", "pid": 7, "outstanding": 7, "leases": 1, "finished": 1, "window": 8}
     facts = {"runners": [runner], "tasks": {"ready": 2, "placed": 7, "finished": 1}, "queued": 2}
     assert b.get("c2", AskStatus(RequestId(1))) == [to("c2", Status(RequestId(1), facts))]
 
@@ -455,3 +539,143 @@ def test_nothing_is_sent_to_a_runner_whose_link_is_over() -> None:
     assert bench.manager._tasks[TaskId(1)].state is READY
     bench.end("r1")
     assert [effect.peer for effect in bench.start("r1", incarnation=2)] == ["r1"]  # type: ignore[attr-defined]
+
+
+# ── Errors, late reports, functions ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_error_outlives_its_runner_as_a_value_does() -> None:
+    b = Bench()
+    b.submit(spec(1))
+    b.finish("r1", 1, ok=False)
+    assert b.end("r1") == [to("c", ValuesAt(PeerRef(PeerId("n"), 1, ("n-address",)), [TaskId(1)]))]
+
+
+def test_an_error_that_is_lost_with_its_node_is_told() -> None:
+    """1. Task 1 raises; task 2, on another node, waits for its error. 2. The first node is lost. 3. Both are told."""
+    b = Bench()
+    b.start("r2", node="n2")
+    b.submit(spec(1), spec(9))
+    b.submit(spec(2, 9, 1))
+    b.finish("r1", 1, ok=False)
+    assert b.state(2) is PLACED
+    failed = [message for _, message in sent(b.gone("n"), TaskFailed)]
+    assert [(message.task, message.code) for message in failed] == [(1, "TaskLost"), (2, "InputFailed")]
+    assert "raised an exception, which was lost: node n is gone" in failed[0].text
+
+
+def test_a_late_value_of_a_task_that_was_given_up_is_dropped() -> None:
+    """1. A client with a lease has a task failed and released. 2. It ran all the same. 3. Nothing is kept of it."""
+    b = Bench(runners=2)
+    b.get("c", RequestLease(RequestId(1)))
+    b.submit(spec(1), spec(2, 1))
+    b.cancel(1)
+    b.recalled("r2", 1)
+    b.release(1, 2)
+    assert not b.manager._tasks
+    b.flush()
+    b.finish("r2", 2)
+    assert not b.manager._tasks
+    assert [peer for peer, _ in sent(b.flush(), DropValues)] == ["r2", "n"]
+
+
+def test_the_value_of_an_attempt_that_is_not_valid_is_dropped() -> None:
+    """1. Task 1 was taken back from a runner. 2. That runs it all the same. 3. It forgets the value, the node not."""
+    b = Bench(runners=2)
+    b.submit(spec(1))
+    b.recalled("r1", 1)
+    assert b.manager._tasks[TaskId(1)].runner is b.manager._pool.runners[PeerId("r2")]
+    assert b.finish("r1", 1) == [to("r1", DropValues([TaskId(1)]))]
+    assert b.finish("r2", 1, attempt=2) == []
+    assert b.state(1) is FINISHED
+
+
+def test_functions_go_with_the_last_client_that_counts_on_them() -> None:
+    b = Bench()
+    b.submit(spec(1))
+    b.submit(spec(2), client="c2")
+    assert not sent(b.gone("c"), DropValues)
+    assert sent(b.gone("c2"), DropValues) == [("r1", DropValues([], [F]))]
+    assert not b.manager._pool.codes
+    b.event(PeerJoined(PeerId("c"), 2, "client", "execute"))
+    assert sent(b.submit(spec(3)), RunTasks)[0][1].codes == [CODE]
+
+
+def test_a_late_report_of_a_runner_whose_successor_is_known_gets_nothing() -> None:
+    """1. Incarnation 2 of a runner has connected. 2. Only then the node's report of its incarnation 1 comes."""
+    b = Bench(runners=0)
+    b.event(PeerJoined(PeerId("r1"), 2, "runner", "execute"))
+    b.submit(spec(1))
+    assert b.start("r1") == []
+    assert b.state(1) is READY
+    b.end("r1")
+    assert sent(b.start("r1", incarnation=2), RunTasks)
+
+
+# ── Balance ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_leased_runner_counts_as_occupied() -> None:
+    """1. A client has a lease on r1. 2. A task goes to r2. 3. When there is nobody else, r1 gets one too."""
+    b = Bench(runners=0)
+    b.start("r1", mean_s=1.0)
+    b.get("c", RequestLease(RequestId(1)))
+    b.start("r2", mean_s=1.0)
+    assert [peer for peer, _ in sent(b.submit(spec(1)), RunTasks)] == ["r2"]
+    assert [peer for peer, _ in sent(b.submit(spec(2)), RunTasks)] == ["r1"]
+    assert b.submit(spec(3)) == []
+    b.get("c", LeaseEnded(PeerId("r1")))
+    assert b.state(3) is READY
+
+
+def test_waiting_tasks_are_recalled_for_an_idle_runner() -> None:
+    """1. r1 has five tasks, the first of them long; r2 is idle. 2. After a moment half of the rest is taken back, the
+    last placed ones. 3. One had started meanwhile; the others go to r2, as attempts that count for nothing."""
+    b = Bench()
+    b.submit(*[spec(n) for n in range(1, 6)])
+    assert b.manager.next_deadline() is None
+    b.start("r2")
+    assert b.manager.next_deadline() == pytest.approx(BALANCE_S)
+    b.now = BALANCE_S / 2
+    assert b.event(Tick()) == []
+    four, five = TaskId(4), TaskId(5)
+    assert b.flush() == [
+        to("n", RecallTasks(PeerId("r1"), 1, [(four, 1), (five, 1)])), to("r1", CancelTasks([four, five])),
+    ]  # fmt: skip
+    [(peer, message)] = sent(b.recalled("r1", 4, 5), RunTasks)
+    assert (peer, message.placements) == ("r2", [place(spec(4), 2), place(spec(5), 2)])
+    assert b.manager.next_deadline() is None
+    assert not b.manager._tasks[TaskId(4)].trouble.ends
+
+
+def test_what_waits_for_its_inputs_or_runs_is_not_recalled_again_and_again() -> None:
+    """1. A chain is on r1, r2 is idle. 2. Only the first task could be recalled; it has started. 3. The looks become
+    rare."""
+    b = Bench()
+    b.submit(spec(1), spec(2, 1), spec(3, 2))
+    b.start("r2")
+    assert sent(b.flush(), RecallTasks)[0][1].tasks == [(1, 1)]
+    assert b.recalled("r1", started=(1,)) == []
+    pauses = []
+    for _ in range(8):
+        assert b.flush() == []
+        pauses.append((b.manager.next_deadline() or 0.0) - b.now)
+    assert pauses == sorted(pauses) and pauses[-1] == pytest.approx(BALANCE_S_MAX)
+    b.finish("r1", 1, 2, 3)
+    assert b.manager.next_deadline() is None
+
+
+def test_a_recalled_task_with_inputs_leaves_their_keeper() -> None:
+    b = Bench(runners=2)
+    b.submit(spec(1))
+    b.finish("r1", 1)
+    b.submit(spec(2, 1))
+    b.submit(spec(3, 2))
+    assert b.manager._tasks[TaskId(2)].runner is b.manager._pool.runners[PeerId("r1")]
+    [(_, recall)] = sent(b.flush(), RecallTasks)
+    assert recall.tasks == [(2, 1)]
+    effects = sent(b.recalled("r1", 2), RunTasks)
+    assert [(peer, message.placements) for peer, message in effects] == [
+        ("r2", [place(spec(2, 1), 2, "r1")]),
+        ("r1", [place(spec(3, 2), 1, "r2")]),
+    ]

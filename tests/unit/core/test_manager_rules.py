@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from raskid.core.machine import PeerGone, PeerJoined, Received, Send, Tick
+from raskid.core.effects import Introduce, Send
+from raskid.core.events import PeerGone, PeerJoined, Received, Tick
 from raskid.core.manager import Manager
-from raskid.core.messaging import Introduce
 from raskid.model.ids import CodeId, PeerId, RequestId, TaskId
 from raskid.protocol.messages import (
     CancelTasks,
@@ -19,6 +19,7 @@ from raskid.protocol.messages import (
     LeaseGranted,
     PeerRef,
     Placement,
+    RecallTasks,
     ReleaseTasks,
     RequestLease,
     RunnerEnded,
@@ -30,6 +31,7 @@ from raskid.protocol.messages import (
     TasksCancelled,
     TasksFinished,
     TaskSpec,
+    TasksRecalled,
 )
 
 F = CodeId("f")
@@ -47,6 +49,8 @@ class FakeRunner:
     placements: dict[int, Placement] = field(default_factory=dict)
     #: Whether each kept outcome is a value (or an error).
     values: dict[int, bool] = field(default_factory=dict)
+    #: The newest attempt of each of these that was taken back.
+    recalled: dict[int, int] = field(default_factory=dict)
     codes: set[str] = field(default_factory=set)
 
 
@@ -63,6 +67,9 @@ class World(RuleBasedStateMachine):
         self.wanted: dict[int, str] = {}
         self.resolved: set[int] = set()
         self.leases: dict[str, set[str]] = {}
+        self.answers: list[tuple[str, TasksRecalled]] = []
+        #: Tasks of which their client heard that it is too late to cancel them.
+        self.uncancelled: set[int] = set()
         for client in CLIENTS:
             self.join(client)
 
@@ -86,6 +93,8 @@ class World(RuleBasedStateMachine):
             runner.codes |= {code.code for code in message.codes}
             for placement in message.placements:
                 assert placement.spec.code in runner.codes
+                if runner.recalled.get(placement.spec.task, 0) >= placement.attempt:
+                    continue
                 known = runner.placements.get(placement.spec.task)
                 assert known is None or known.attempt <= placement.attempt
                 runner.placements[placement.spec.task] = placement
@@ -93,6 +102,11 @@ class World(RuleBasedStateMachine):
             values = (self.runners[peer] if peer in self.runners else self.nodes[peer]).values
             for task in message.tasks:
                 values.pop(task, None)
+            if message.codes:
+                assert not any(p.spec.code in message.codes for p in self.runners[peer].placements.values())
+                self.runners[peer].codes -= set(message.codes)
+        elif isinstance(message, RecallTasks):
+            self.recall(message)
         elif isinstance(message, CancelTasks):
             runner = self.runners[peer]
             done = [task for task in message.tasks if runner.placements.pop(task, None) is not None]
@@ -102,10 +116,36 @@ class World(RuleBasedStateMachine):
             self.resolved.add(message.task)
         elif isinstance(message, TasksCancelled):
             self.resolved |= set(message.tasks)
+            self.uncancelled |= set(message.started)
         elif isinstance(message, LeaseGranted):
             self.leases[peer].add(message.runner.peer)
         elif isinstance(message, LeaseEnded):
             self.leases[peer].discard(message.runner)
+
+    def recall(self, message: RecallTasks) -> None:
+        """Some have started, as far as the node can see; it answers later."""
+        runner = self.runners.get(message.runner)
+        if runner is None:
+            return
+        never, started = [], []
+        for task, attempt in message.tasks:
+            placement = runner.placements.get(task)
+            if task % 3 == 0 and placement is not None:
+                started.append((task, attempt))
+                continue
+            runner.recalled[task] = max(attempt, runner.recalled.get(task, 0))
+            never.append((task, attempt))
+            if placement is not None and placement.attempt <= attempt:
+                del runner.placements[task]
+        answer = TasksRecalled(message.runner, message.incarnation, never, started)
+        self.answers.append((runner.node, answer))
+
+    @precondition(lambda self: self.answers)
+    @rule()
+    def answer(self) -> None:
+        node, message = self.answers.pop(0)
+        if message.runner in self.runners:
+            self.tell(node, message)
 
     def join(self, client: str) -> None:
         self.count += 1
@@ -139,15 +179,17 @@ class World(RuleBasedStateMachine):
             return False
         ok = ok and all(inputs)
         del runner.placements[task]
-        if ok or placement.attempt > spec.retries:
+        if ok or placement.raised >= spec.retries:
             runner.values[task] = ok
             if placement.client in self.clients:
                 self.resolved.add(task)
         self.report(name, runner, task, placement.attempt, ok, placement.client)
         return True
 
-    def report(self, name: str, runner: FakeRunner, task: int, attempt: int, ok: bool, client: str) -> None:
-        outcome = TaskOutcome(TaskId(task), attempt, ok, 1, 0.004, PeerId(name), PeerId(client))
+    def report(
+        self, name: str, runner: FakeRunner, task: int, attempt: int, ok: bool, client: str, direct: bool = False
+    ) -> None:
+        outcome = TaskOutcome(TaskId(task), attempt, ok, 1, 0.004, PeerId(name), PeerId(client), direct)
         self.tell(runner.node, TasksFinished([outcome]))
 
     # What may happen.
@@ -187,7 +229,8 @@ class World(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted(self.runners)))
         runner = self.runners.pop(name)
         self.nodes[runner.node].values.update(runner.values)
-        self.tell(runner.node, RunnerEnded(PeerId(name), 1, "crashed"))
+        running = next(iter(runner.placements), 0)
+        self.tell(runner.node, RunnerEnded(PeerId(name), 1, "crashed", TaskId(running)))
 
     @precondition(lambda self: self.nodes)
     @rule(data=st.data())
@@ -230,7 +273,7 @@ class World(RuleBasedStateMachine):
                 self.tell(client, ReleaseTasks([TaskId(self.count)]))
             else:
                 self.wanted[self.count] = client
-            self.report(name, self.runners[name], self.count, 1, True, client)
+            self.report(name, self.runners[name], self.count, 1, True, client, True)
 
     @rule()
     def tick(self) -> None:
@@ -241,19 +284,27 @@ class World(RuleBasedStateMachine):
     def consistent(self) -> None:
         self.manager.check_invariants()
 
-    def teardown(self) -> None:
-        self.begin("n1")
-        while any(
+    def step(self) -> bool:
+        if self.answers:
+            self.answer()
+            return True
+        return any(
             task in runner.placements and self.execute(name, runner, task, True)
             for name, runner in list(self.runners.items())
             for task in list(runner.placements)
-        ):
+        )
+
+    def teardown(self) -> None:
+        self.begin("n1")
+        while self.step():
             pass
         missing = set(self.wanted) - self.resolved
         assert not missing, [self.manager._tasks[TaskId(task)].story() for task in missing]
         for task, client in self.wanted.items():
             self.tell(client, ReleaseTasks([TaskId(task)]))
         self.tick()
+        while self.step():
+            pass
         assert not self.manager._tasks
         assert not self.manager._early
         assert not any(runner.values or runner.placements for runner in self.runners.values())

@@ -5,20 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from raskid.core import messaging as messaging_module
+from raskid.core.effects import Arrived, Introduce, ListRefused, PlanReady, PublisherEnded, RoomMade, Send
+from raskid.core.events import Announce, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
 from raskid.core.lists import Lists
-from raskid.core.machine import PeerGone, Received, Send
-from raskid.core.messaging import (
-    Announce,
-    Arrived,
-    Introduce,
-    Messaging,
-    PlanReady,
-    Publish,
-    PublisherEnded,
-    Subscribed,
-    Took,
-    Unsubscribed,
-)
+from raskid.core.messaging import Messaging
 from raskid.model.ids import PeerId, RequestId
 from raskid.protocol.messages import (
     AnyMessage,
@@ -30,6 +21,8 @@ from raskid.protocol.messages import (
     Record,
     RecordDeleted,
     RecordPut,
+    RequestRefused,
+    Unwatch,
     Watch,
 )
 from raskid.protocol.reactions import BLOCK, DROP_NEWEST, DROP_OLDEST, LATEST, Reaction
@@ -50,7 +43,7 @@ class Publisher:
     def __init__(self, *records: Record) -> None:
         self.lists = Lists(HUB)
         self.messaging = Messaging(self.lists)
-        assert self.messaging.handle(Announce("t"), 0.0) == [Send(HUB, Watch(NAME, True))]
+        assert self.messaging.handle(Announce("t"), 0.0) == [Send(HUB, Watch(NAME, True, RequestId(1)))]
         self.first = self.told(ListState(NAME, 1, list(records)))
 
     def told(self, message: AnyMessage) -> list[object]:
@@ -78,7 +71,7 @@ def deliver(body: bytes, dropped: int = 0) -> Deliver:
 
 def test_messages_published_early_wait_for_the_plan() -> None:
     messaging = Messaging(lists := Lists(HUB))
-    assert messaging.handle(Publish("t", b"1"), 0.0) == [Send(HUB, Watch(NAME, True))]
+    assert messaging.handle(Publish("t", b"1"), 0.0) == [Send(HUB, Watch(NAME, True, RequestId(1)))]
     effects = lists.handle(Received(HUB, ListState(NAME, 1, [record()])), 0.0)
     assert effects[:3] == [Introduce(READER), Send(READER.peer, deliver(b"1")), PlanReady("t")]
 
@@ -87,7 +80,7 @@ def test_without_credit_messages_wait() -> None:
     publisher = Publisher(record())
     assert publisher.publish(b"1", b"2", b"3") == [deliver(b"1"), deliver(b"2")]
     assert publisher.messaging.blocked("t")
-    assert publisher.told(Consumed(SUBSCRIPTION, 1)) == [Send(READER.peer, deliver(b"3"))]
+    assert publisher.told(Consumed(SUBSCRIPTION, 1)) == [Send(READER.peer, deliver(b"3")), RoomMade(SUBSCRIPTION, 1)]
     assert not publisher.messaging.blocked("t")
 
 
@@ -134,7 +127,7 @@ def test_a_list_that_is_only_looked_at_makes_no_plan() -> None:
     lists.follow(NAME)
     lists.handle(Received(HUB, ListState(NAME, 1, [record()])), 0.0)
     assert not messaging.plans
-    assert messaging.handle(Announce("t"), 0.0) == [Send(HUB, Watch(NAME, True))]
+    assert messaging.handle(Announce("t"), 0.0) == [Send(HUB, Watch(NAME, True, RequestId(2)))]
 
 
 def test_a_subscriber_gives_credit_as_it_takes() -> None:
@@ -144,9 +137,96 @@ def test_a_subscriber_gives_credit_as_it_takes() -> None:
     assert messaging.handle(Received(publisher, deliver(b"1", 2)), 0.0) == [
         Arrived(SUBSCRIPTION, publisher, "t", b"1", 2)
     ]
-    assert messaging.handle(Took(SUBSCRIPTION, publisher, 1), 0.0) == []
-    assert messaging.handle(Took(SUBSCRIPTION, publisher, 1), 0.0) == [Send(publisher, Consumed(SUBSCRIPTION, 2))]
+    assert messaging.handle(Took(SUBSCRIPTION, publisher, 2), 0.0) == [Send(publisher, Consumed(SUBSCRIPTION, 2))]
     ended = messaging.handle(Received(publisher, Delivered(SUBSCRIPTION, 3)), 0.0)
     assert ended == [PublisherEnded(SUBSCRIPTION, publisher, 3)]
     messaging.handle(Unsubscribed(SUBSCRIPTION), 0.0)
     assert messaging.handle(Received(publisher, deliver(b"1")), 0.0) == []
+    assert messaging.handle(Took(SUBSCRIPTION, publisher, 1), 0.0) == []
+
+
+def wait(publisher: Publisher, *bodies: bytes) -> None:
+    """Publish as threads do that wait until their message is sent."""
+    for body in bodies:
+        publisher.messaging.publish("t", body, waits=True)
+        publisher.messaging.check_invariants()
+
+
+def test_a_publisher_that_waits_keeps_its_place_in_the_queue() -> None:
+    """1. The credit is used up. 2. Three threads wait with a message each, which are more than the capacity.
+    3. A callback, which cannot wait, publishes three more: those of its own that are too many go, the oldest first."""
+    publisher = Publisher(record(1))
+    publisher.publish(b"0")
+    wait(publisher, b"a", b"b", b"c")
+    publisher.publish(b"1", b"2", b"3")
+    assert messages(publisher.told(Consumed(SUBSCRIPTION, 1))) == [deliver(b"a", 3)]
+    for body in (b"b", b"c"):
+        assert messages(publisher.told(Consumed(SUBSCRIPTION, 1))) == [deliver(body)]
+    assert publisher.told(Consumed(SUBSCRIPTION, 1)) == []
+
+
+def test_whoever_gives_up_waiting_withdraws_its_own_message() -> None:
+    publisher = Publisher(record(1))
+    publisher.publish(b"0")
+    wait(publisher, b"a", b"b", b"c")
+    (target,) = publisher.messaging.plans["t"]
+    assert target.withdraw(2)
+    assert not target.withdraw(2)
+    publisher.messaging.check_invariants()
+    assert publisher.told(Consumed(SUBSCRIPTION, 1)) == [Send(READER.peer, deliver(b"a", 1)), RoomMade(SUBSCRIPTION, 1)]
+    assert publisher.told(Consumed(SUBSCRIPTION, 1)) == [Send(READER.peer, deliver(b"c")), RoomMade(SUBSCRIPTION, 3)]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_the_end_of_a_subscription_frees_who_waits_for_it(gone: bool) -> None:
+    publisher = Publisher(record(1))
+    publisher.publish(b"0")
+    wait(publisher, b"a")
+    if gone:
+        assert publisher.messaging.handle(PeerGone(READER.peer, 1), 0.0) == [RoomMade(SUBSCRIPTION, 1)]
+    else:
+        assert RoomMade(SUBSCRIPTION, 1) in publisher.told(RecordDeleted(NAME, 2, "5"))
+    publisher.messaging.check_invariants()
+
+
+def announce(messaging: Messaging, lists: Lists, topic: str, *records: Record) -> list[object]:
+    messaging.handle(Announce(topic), 0.0)
+    effects: list[object] = [*lists.handle(Received(HUB, ListState(f"reactions:{topic}", 1, [*records])), 0.0)]
+    messaging.check_invariants()
+    lists.check_invariants()
+    return effects
+
+
+def test_of_topics_that_nobody_reads_only_so_many_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. Two idle topics and one that is read. 2. A third idle one: the first is given up, the one that is read is not.
+    3. Publishing on the first again follows it anew."""
+    monkeypatch.setattr(messaging_module, "IDLE_MAX", 2)
+    messaging = Messaging(lists := Lists(HUB))
+    announce(messaging, lists, "read", record())
+    announce(messaging, lists, "a")
+    announce(messaging, lists, "b")
+    assert Send(HUB, Unwatch("reactions:a")) in announce(messaging, lists, "c")
+    assert set(messaging.plans) == {"read", "b", "c"}
+    assert messaging.handle(Publish("a", b"1"), 0.0) == [Send(HUB, Watch("reactions:a", True, RequestId(5)))]
+    effects = lists.handle(Received(HUB, RecordDeleted("reactions:read", 2, "5")), 0.0)
+    assert Send(HUB, Unwatch("reactions:b")) in effects, "one that is read no longer counts as well"
+    assert set(messaging.plans) == {"read", "c"}
+
+
+def test_early_messages_that_are_too_many_are_reported_to_the_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messaging_module, "EARLY_MAX", 1)
+    messaging = Messaging(lists := Lists(HUB))
+    for body in (b"1", b"2", b"3"):
+        messaging.handle(Publish("t", body), 0.0)
+    assert messaging.dropped_early == 2
+    assert messages(announce(messaging, lists, "t", record())) == [deliver(b"1")]
+    assert messages([*messaging.handle(Publish("t", b"4"), 0.0)]) == [deliver(b"4", 2)]
+
+
+def test_a_topic_that_cannot_be_followed_leaves_out_what_was_early_and_counts_it() -> None:
+    messaging = Messaging(lists := Lists(HUB))
+    messaging.handle(Publish("t", b"1"), 0.0)
+    effects = lists.handle(Received(HUB, RequestRefused(RequestId(1), "Overflow", "too many")), 0.0)
+    assert effects == [ListRefused(NAME, "Overflow", "too many")]
+    assert messaging.dropped_early == 1 and not messaging.plans
+    assert messaging.handle(Publish("t", b"2"), 0.0) == [Send(HUB, Watch(NAME, True, RequestId(2)))]

@@ -1,18 +1,7 @@
-from raskid.core.machine import PeerJoined, Received, Send, Tick
-from raskid.core.messaging import Introduce
-from raskid.core.node import (
-    ASKERS_S,
-    FAILED_STARTS_MAX,
-    QUICK_END_S,
-    RESTART_S,
-    AddRunner,
-    Node,
-    OutcomesRead,
-    RunnerExited,
-    RunnerGivenUp,
-    StartRunner,
-)
-from raskid.core.station import Forget
+from raskid.core.askers import ASKERS_S
+from raskid.core.effects import Forget, Introduce, Recall, RunnerGivenUp, Send, StartRunner
+from raskid.core.events import AddRunner, OutcomesRead, PeerJoined, RecallDone, Received, RunnerExited, Tick
+from raskid.core.node import FAILED_STARTS_MAX, QUICK_END_S, RESTART_S, Node
 from raskid.model.ids import PeerId, TaskId
 from raskid.protocol.messages import (
     KIND_RUNNER,
@@ -20,11 +9,12 @@ from raskid.protocol.messages import (
     AskValue,
     DropValues,
     PeerRef,
+    RecallTasks,
     RunnerEnded,
     RunnerStarted,
-    StopRunner,
     TaskOutcome,
     TasksFinished,
+    TasksRecalled,
     TaskValue,
 )
 
@@ -59,7 +49,6 @@ def test_runner_is_reported_when_it_joined() -> None:
     started = RunnerStarted(PeerRef(RUNNER, 1, ("r",)), 7, "host")
     assert bench.join() == [Send(MANAGER, started)]
     assert bench.join(2) == []
-    assert bench.node.stop_runners("enough") == [Send(RUNNER, StopRunner("enough"))]
 
 
 def test_ended_runner_is_started_again() -> None:
@@ -103,7 +92,8 @@ def test_outcomes_are_reported_and_values_kept() -> None:
         TaskOutcome(TaskId(1), 2, True, 3, 0.5, RUNNER, PeerId("c")),
         TaskOutcome(TaskId(2), 1, False, 0, 0.5, RUNNER, PeerId("c")),
     ]
-    assert bench.event(OutcomesRead(RUNNER, [(1, 2, True, 0.5, b"c", b"one"), (2, 1, False, 0.5, b"c", b"")])) == [
+    entries = [(1, 2, True, 0.5, "c", b"one", False, True), (2, 1, False, 0.5, "c", b"", False, True)]
+    assert bench.event(OutcomesRead(RUNNER, 1, entries)) == [
         Send(ASKER.peer, TaskValue(TaskId(1), 2, True, b"one")), Send(MANAGER, TasksFinished(outcomes)),
     ]  # fmt: skip
     assert list(bench.node.values) == [1]
@@ -118,4 +108,30 @@ def test_askers_are_forgotten_in_the_end() -> None:
     assert bench.node.next_deadline() == ASKERS_S
     bench.now = ASKERS_S
     bench.event(Tick())
-    assert not bench.node._askers and bench.node.next_deadline() is None
+    assert not bench.node._askers.by_task and bench.node.next_deadline() is None
+
+
+def test_the_end_of_a_runner_says_what_it_was_running() -> None:
+    bench = Bench()
+    bench.join()
+    effects = bench.event(RunnerExited(RUNNER, 1, "killed", TaskId(7)))
+    assert effects[1] == Send(MANAGER, RunnerEnded(RUNNER, 1, "killed", TaskId(7)))
+
+
+def test_recalls_go_through_the_outbox_of_the_incarnation_meant() -> None:
+    bench = Bench()
+    bench.join()
+    pairs = [(TaskId(1), 1), (TaskId(2), 3)]
+    assert bench.get(RecallTasks(RUNNER, 1, pairs)) == [Recall(RUNNER, 1, pairs)]
+    assert bench.get(RecallTasks(RUNNER, 2, pairs)) == []
+    assert bench.event(RecallDone(RUNNER, 1, pairs[1:], pairs[:1])) == [
+        Send(MANAGER, TasksRecalled(RUNNER, 1, pairs[1:], pairs[:1]))
+    ]
+
+
+def test_a_task_left_out_at_the_last_moment_is_no_outcome() -> None:
+    bench = Bench()
+    assert bench.event(OutcomesRead(RUNNER, 1, [(1, 2, False, 0.0, "c", b"", False, False)])) == [
+        Send(MANAGER, TasksRecalled(RUNNER, 1, [(TaskId(1), 2)]))
+    ]
+    assert not bench.node.values

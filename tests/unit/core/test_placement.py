@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raskid.core.placement import choose_near, share_out, window_for
+from raskid.core.placement import choose_near, recall_count, share_out, window_for
 
 
 @dataclass(eq=False)
@@ -13,7 +13,19 @@ class FakeLoad:
 
 
 def test_window_holds_ten_milliseconds_of_work() -> None:
-    assert [window_for(s) for s in (0.0, 1e-5, 1e-4, 0.002, 0.5)] == [512, 512, 100, 5, 2]
+    assert [window_for(s) for s in (0.0, 1e-5, 1e-4, 0.002, 0.004)] == [512, 512, 100, 5, 2]
+
+
+def test_nothing_waits_behind_a_task_that_is_long_or_not_known() -> None:
+    assert [window_for(s) for s in (-1.0, 0.006, 0.5, 1e6)] == [1, 1, 1, 1]
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_recalled_shares_are_even(waiting: int, idle: int) -> None:
+    taken = recall_count(waiting, idle)
+    assert 1 <= taken <= waiting
+    kept = waiting - taken
+    assert kept <= taken / idle < kept + 2
 
 
 def test_one_task_goes_to_the_least_busy() -> None:
@@ -51,5 +63,9 @@ def test_only_shared_inputs_leave_a_full_holder() -> None:
     assert choose_near({full: 1}, spare, True) is spare
     assert choose_near({full: 1}, None, True) is full
     assert choose_near({FakeLoad(7): 1}, spare, True) is not spare
+    other, fuller = FakeLoad(7), FakeLoad(9)
+    assert choose_near({full: 1}, None, True, other) is other
+    assert choose_near({full: 1}, None, True, fuller) is full
+    assert choose_near({full: 1}, None, False, other) is full
     assert choose_near({}, spare, False) is spare
     assert choose_near({}, None, False) is None

@@ -1,10 +1,12 @@
 """Streams through the head: exact effects."""
 
-from raskid.core.machine import PeerGone, PeerJoined, Received, Send
-from raskid.core.peer import BytesReceived, Connect, ConnectionClosed, ConnectionOpened, Disconnect
-from raskid.core.relay import CREDIT_BYTES, PIECE_BYTES, AcceptStream, Feed, RelayEnd, RelayHub
+import pytest
+
+from raskid.core.effects import AcceptStream, Connect, Disconnect, Feed, Send, Unhandled
+from raskid.core.events import BytesReceived, ConnectionClosed, ConnectionOpened, PeerGone, PeerJoined, Received
+from raskid.core.relay import CREDIT_BYTES, PIECE_BYTES, RelayEnd, RelayHub
 from raskid.model.ids import IdSource, PeerId, StreamId
-from raskid.protocol.messages import CloseStream, OpenStream, StreamCredit, StreamData, StreamOpened
+from raskid.protocol.messages import CloseStream, Message, OpenStream, StreamCredit, StreamData, StreamOpened
 
 HEAD, A, B, C = PeerId("head"), PeerId("a"), PeerId("b"), PeerId("c")
 ONE = StreamId(1)
@@ -91,4 +93,26 @@ def test_all_streams_end_with_the_head() -> None:
     end, _ = opened()
     (effect,) = end.handle(PeerGone(HEAD, 1, "crashed"), 0.0)
     assert effect == Feed(ConnectionClosed(4, "the relay is gone: crashed"))
+    end.check_invariants()
+
+
+@pytest.mark.parametrize("kind", [OpenStream, StreamOpened, StreamData, StreamCredit, CloseStream])
+def test_only_the_head_may_say_anything_of_streams(kind: type[Message]) -> None:
+    end, stream = opened()
+    messages = {
+        OpenStream: OpenStream(StreamId(9), B, "a"),
+        StreamOpened: StreamOpened(stream, 1 << 30),
+        StreamData: StreamData(stream, b"forged"),
+        StreamCredit: StreamCredit(stream, 1 << 30),
+        CloseStream: CloseStream(stream, "forged"),
+    }
+    assert end.handle(Received(C, messages[kind]), 0.0) == [Unhandled(C, kind.__name__, "only the head may send it")]
+    assert end.room(4) == 100_000
+    end.check_invariants()
+
+
+def test_a_stream_that_is_open_stays_what_it_is() -> None:
+    end, stream = opened()
+    assert end.accept(stream, 8) == []
+    assert end.connections == {4: stream}
     end.check_invariants()

@@ -1,6 +1,7 @@
-from raskid.core.machine import Received, Send, Tick
-from raskid.core.messaging import Introduce
-from raskid.core.runner import ASK_NODE_S, ASKERS_S, Record, Runner, Stop, TaskDone
+from raskid.core.askers import ASKERS_S
+from raskid.core.effects import DropCodes, Introduce, Record, Send
+from raskid.core.events import PeerGone, RecallsRead, Received, TaskDone, Tick
+from raskid.core.runner import ASK_NODE_S, RECALLED_MAX, Runner
 from raskid.model.ids import CodeId, PeerId, TaskId
 from raskid.protocol.messages import (
     AskValue,
@@ -10,7 +11,6 @@ from raskid.protocol.messages import (
     PeerRef,
     Placement,
     RunTasks,
-    StopRunner,
     TasksCancelled,
     TaskSpec,
     TaskValue,
@@ -21,11 +21,11 @@ ASKER = PeerRef(PeerId("n/1"), 1, ("there",))
 F = CodeId("f")
 
 
-def place(task: int, *inputs: str, attempt: int = 1, retries: int = 0) -> Placement:
+def place(task: int, *inputs: str, attempt: int = 1, retries: int = 0, raised: int = 0) -> Placement:
     """Inputs are given as "2@keeper"."""
     pairs = [text.split("@") for text in inputs]
     spec = TaskSpec(TaskId(task), F, b"", tuple(TaskId(int(name)) for name, _ in pairs), 0, retries)
-    return Placement(spec, attempt, PeerId("c"), tuple(PeerId(keeper) for _, keeper in pairs))
+    return Placement(spec, attempt, PeerId("c"), tuple(PeerId(keeper) for _, keeper in pairs), raised)
 
 
 class Bench:
@@ -58,19 +58,19 @@ def test_task_runs_and_its_value_goes_to_the_outbox_first() -> None:
     assert bench.run(place(1)) == []
     assert bench.runner.codes == {F: b"function"}
     assert bench.next() == 1
-    record = Record(TaskId(1), 1, True, 0.5, PeerId("c"), b"v", True)
+    record = Record(TaskId(1), 1, True, 0.5, PeerId("c"), b"v")
     assert bench.done() == [record, Send(PeerId("c"), TaskValue(TaskId(1), 1, True, b"v"))]
     assert bench.next() is None
     bench.get(DropValues([TaskId(1)]))
     assert not bench.runner.values
 
 
-def test_record_of_a_task_from_its_client_is_not_urgent() -> None:
+def test_record_of_a_task_from_its_client_says_so() -> None:
     bench = Bench()
     bench.run(place(1), peer="c")
     bench.next()
     record = bench.done()[0]
-    assert isinstance(record, Record) and not record.urgent
+    assert isinstance(record, Record) and record.direct
 
 
 def test_missing_input_is_asked_of_its_keeper_and_then_of_the_node() -> None:
@@ -109,9 +109,9 @@ def test_error_that_is_tried_again_is_shown_to_nobody() -> None:
     bench = Bench()
     bench.run(place(1, retries=1))
     bench.next()
-    assert bench.done(False, b"error") == [Record(TaskId(1), 1, False, 0.5, PeerId("c"), b"", True)]
+    assert bench.done(False, b"error") == [Record(TaskId(1), 1, False, 0.5, PeerId("c"), b"")]
     assert not bench.runner.values
-    bench.run(place(1, attempt=2, retries=1))
+    bench.run(place(1, attempt=2, retries=1, raised=1))
     bench.next()
     assert bench.done(False, b"error")[1] == Send(PeerId("c"), TaskValue(TaskId(1), 2, False, b"error"))
 
@@ -164,8 +164,95 @@ def test_askers_of_what_is_not_here_are_forgotten() -> None:
     for _ in range(3):
         bench.now += ASKERS_S
         bench.event(Tick())
-    assert list(bench.runner._askers) == [1]
+    assert list(bench.runner._askers.by_task) == [1]
 
 
-def test_stop() -> None:
-    assert Bench().get(StopRunner("enough")) == [Stop("enough")]
+def test_a_direct_task_that_raises_is_tried_again_here() -> None:
+    bench = Bench()
+    bench.run(place(1, retries=1), peer="c")
+    assert bench.next() == 1
+    assert bench.done(False, b"error") == []
+    assert bench.next() == 1
+    assert bench.done(False, b"error")[1] == Send(PeerId("c"), TaskValue(TaskId(1), 1, False, b"error"))
+
+
+def test_a_placement_that_comes_again_after_its_end_does_not_run_again() -> None:
+    """1. A task ends. 2. Its placement comes again, with other keepers. 3. A later attempt does run."""
+    bench = Bench()
+    bench.run(place(1, "2@n/0"), place(2))
+    assert bench.next() == 2
+    bench.done()
+    assert bench.next() == 1
+    bench.done()
+    assert bench.run(place(1, "2@n/1")) == []
+    assert bench.next() is None
+    bench.run(place(1, "2@n/0", attempt=2))
+    assert bench.next() == 1
+
+
+def recall(bench: Bench, *pairs: tuple[int, int]) -> list[object]:
+    return bench.event(RecallsRead(list(pairs)))
+
+
+def test_recalled_tasks_are_left_out_also_when_they_come_later() -> None:
+    bench = Bench()
+    bench.run(place(1), place(2))
+    assert recall(bench, (2, 1), (3, 2)) == []
+    bench.run(place(3), place(3, attempt=2), place(2))
+    assert bench.next() == 1
+    bench.done()
+    assert bench.next() is None
+    bench.run(place(3, attempt=3))
+    assert bench.next() == 3
+
+
+def test_a_task_recalled_at_its_very_start_says_so() -> None:
+    bench = Bench()
+    bench.run(place(1), place(2))
+    assert bench.next() == 1
+    assert recall(bench, (1, 1)) == [Record(TaskId(1), 1, False, 0.0, PeerId("c"), b"", started=False)]
+    assert bench.runner.running is None
+    assert bench.next() == 2
+
+
+def test_a_recalled_attempt_does_not_run_when_a_later_one_has_taken_its_place() -> None:
+    """1. Attempt 1 is about to start. 2. Attempt 3 of the same task comes. 3. Attempt 1 turns out to be recalled: it
+    does not run, and attempt 3 does."""
+    bench = Bench()
+    bench.run(place(1))
+    assert bench.next() == 1
+    bench.run(place(1, attempt=3))
+    assert recall(bench, (1, 1)) == [Record(TaskId(1), 1, False, 0.0, PeerId("c"), b"", started=False)]
+    assert bench.runner.running is None
+    assert bench.next() == 1
+    assert bench.runner.running is not None and bench.runner.running.attempt == 3
+
+
+def test_what_is_remembered_of_recalls_goes_with_the_value_and_has_a_bound() -> None:
+    bench = Bench()
+    recall(bench, (1, 1))
+    bench.get(DropValues([TaskId(1)]))
+    assert not bench.runner._recalled
+    recall(bench, *((number, 1) for number in range(RECALLED_MAX + 5)))
+    assert len(bench.runner._recalled) == RECALLED_MAX
+
+
+def test_functions_go_when_nobody_counts_on_them() -> None:
+    """1. The manager and a client bring the same function. 2. It goes when both have given it up."""
+    bench = Bench()
+    bench.run(place(1))
+    bench.run(place(2), peer="c")
+    assert bench.get(DropValues([], [F])) == []
+    assert bench.event(PeerGone(PeerId("c"), 1)) == [DropCodes([F])]
+    assert not bench.runner.codes
+
+
+def test_a_client_that_is_gone_takes_its_direct_tasks_along() -> None:
+    bench = Bench()
+    bench.run(place(1), peer="c")
+    bench.run(place(2), peer="c")
+    bench.run(place(3))
+    assert bench.next() == 1
+    bench.event(PeerGone(PeerId("c"), 1))
+    bench.done()
+    assert bench.next() == 3

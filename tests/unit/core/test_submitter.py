@@ -1,15 +1,7 @@
-from raskid.core.machine import PeerGone, Received, Send, Tick
-from raskid.core.messaging import Introduce
-from raskid.core.submitter import (
-    LEASE_IDLE_S,
-    RELEASE_S,
-    SEQUENTIAL_MIN,
-    CancelValues,
-    ReleaseValues,
-    Submitter,
-    TaskEnded,
-    TaskResolved,
-)
+from raskid.core.effects import CancelledTooLate, Introduce, Send, TaskEnded, TaskResolved
+from raskid.core.events import CancelValues, PeerGone, Received, ReleaseValues, Tick
+from raskid.core.lists import Lists
+from raskid.core.submitter import LEASE_IDLE_S, LEASE_RETRY_S, RELEASE_S, SEQUENTIAL_MIN, Submitter
 from raskid.model.ids import CodeId, IdSource, PeerId, RequestId, TaskId
 from raskid.protocol.messages import (
     AskValue,
@@ -21,6 +13,7 @@ from raskid.protocol.messages import (
     Placement,
     ReleaseTasks,
     RequestLease,
+    RequestRefused,
     RunTasks,
     SubmitTasks,
     TaskFailed,
@@ -42,9 +35,11 @@ def spec(task: int, *inputs: int, inline: tuple[tuple[TaskId, bytes], ...] = ())
 
 class Bench:
     def __init__(self) -> None:
-        self.submitter = Submitter(OWN, MANAGER, IdSource(1))
+        self.submitter = Submitter(OWN, MANAGER, IdSource(1), lists := Lists(MANAGER))
+        self.lists = lists
         self.submitter.codes[CODE.code] = CODE
         self.now = 0.0
+        self.next = 0
 
     def event(self, event: object) -> list[object]:
         effects = self.submitter.handle(event, self.now)
@@ -121,13 +116,37 @@ def test_lease_is_asked_for_and_given_back() -> None:
     assert bench.tick(LEASE_IDLE_S) == [Send(MANAGER, LeaseEnded(RUNNER.peer, "not used"))]
 
 
+def test_after_a_refusal_a_lease_is_asked_for_again_later() -> None:
+    bench = Bench()
+
+    def asked() -> list[RequestId]:
+        requests = []
+        for _ in range(SEQUENTIAL_MIN + 1):
+            number = bench.next = bench.next + 1
+            effects = bench.submit(spec(number))
+            bench.value(number)
+            messages = [effect.message for effect in effects if isinstance(effect, Send)]
+            requests += [message.request for message in messages if isinstance(message, RequestLease)]
+        return requests
+
+    (request,) = asked()
+    assert asked() == [], "one that is not answered yet is not asked for twice"
+    refused = Received(MANAGER, RequestRefused(request, "Full", "there is no runner to lease"))
+    assert bench.lists.handle(refused, bench.now) == []
+    assert asked() == []
+    bench.now += LEASE_RETRY_S
+    assert len(asked()) == 1
+
+
 def test_direct_task() -> None:
     bench = Bench()
     bench.lease()
     run = RunTasks([Placement(spec(1), 1, OWN.peer)], [CODE], [OWN])
     assert bench.submit(spec(1)) == [Send(RUNNER.peer, run)]
-    assert bench.submit(spec(2)) == [Send(RUNNER.peer, RunTasks([Placement(spec(2), 1, OWN.peer)]))]
-    assert bench.submit(spec(3)) == [Send(MANAGER, SubmitTasks([spec(3)], [CODE]))]
+    assert bench.submit(spec(2)) == [Send(MANAGER, SubmitTasks([spec(2)], [CODE]))], "not behind one that runs"
+    bench.value(1)
+    bench.value(2)
+    assert bench.submit(spec(3)) == [Send(RUNNER.peer, RunTasks([Placement(spec(3), 1, OWN.peer)]))]
 
 
 def test_dependant_of_a_direct_task_waits_and_takes_its_value_along() -> None:
@@ -171,9 +190,9 @@ def test_lost_lease_submits_again() -> None:
 
 def test_cancel_goes_to_whoever_has_the_task() -> None:
     bench = Bench()
-    bench.submit(spec(1))
     bench.lease()
     bench.submit(spec(2))
+    bench.submit(spec(1))
     assert bench.event(CancelValues([TaskId(1), TaskId(2), TaskId(3)])) == [
         Send(RUNNER.peer, CancelTasks([TaskId(2)])), Send(MANAGER, CancelTasks([TaskId(1)])),
     ]  # fmt: skip
@@ -196,3 +215,24 @@ def test_cancel_of_what_is_held_back() -> None:
     bench.submit(spec(1), spec(2, 1))
     assert bench.event(CancelValues([TaskId(2)])) == [cancelled(2)]
     assert bench.value(1) == [resolved(1)]
+
+
+def test_a_task_that_was_cancelled_too_late_is_told_and_keeps_its_outcome() -> None:
+    b = Bench()
+    b.submit(spec(1), spec(2))
+    assert b.get(TasksCancelled([], [TaskId(2), TaskId(99)])) == [CancelledTooLate(TaskId(2))]
+    assert b.value(2) == [resolved(2)]
+
+
+def test_codes_are_forgotten_but_for_those_that_a_task_may_still_take_along() -> None:
+    """1. A task went straight to a runner, which may be lost. 2. Its code stays, others go and can come again."""
+    b = Bench()
+    other = Code(CodeId("g"), b"other")
+    b.lease()
+    b.submit(spec(1))
+    b.submitter.codes[other.code] = other
+    b.submitter.forget_codes()
+    assert list(b.submitter.codes) == [CODE.code]
+    b.value(1)
+    b.submitter.forget_codes()
+    assert not b.submitter.codes

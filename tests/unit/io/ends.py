@@ -25,14 +25,23 @@ BRIDGE = """
 import os, sys, threading
 fd = int(sys.argv[1])
 def copy(source, sink):
+    while data := os.read(source, 65536):
+        while data:
+            data = data[os.write(sink, data):]
+def back():
     try:
-        while data := os.read(source, 65536):
-            while data:
-                data = data[os.write(sink, data):]
+        copy(fd, 1)
     finally:
         os._exit(0)
-threading.Thread(target=copy, args=(fd, 1), daemon=True).start()
-copy(0, fd)
+answers = threading.Thread(target=back, daemon=True)
+answers.start()
+try:
+    copy(0, fd)
+except OSError:
+    # Nobody reads any more; what was said before that is still copied.
+    answers.join()
+finally:
+    os._exit(0)
 """
 
 

@@ -23,6 +23,17 @@ def test_counts_in_every_form() -> None:
     assert repr(counters) == "Counters(syscalls=10, tasks=4)"
 
 
+def test_costs_per_task_and_per_message() -> None:
+    counters = Counters()
+    counters.syscalls, counters.copies, counters.messages_sent, counters.messages_received = 12, 600, 1, 2
+    rows = counters.as_rows()
+    assert {name: rows[name] for name in Counters.FIELDS} == counters.as_dict()
+    assert rows["per_task"] == {}
+    assert rows["per_message"] == {
+        "wakeups": 0.0, "syscalls": 4.0, "copies": 200.0, "bytes_sent": 0.0, "bytes_received": 0.0
+    }  # fmt: skip
+
+
 def test_from_list_takes_shorter_and_longer_lists() -> None:
     values = list(range(len(Counters.FIELDS)))
     assert Counters.from_list(values).as_list() == values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import socket
@@ -15,13 +16,27 @@ from typing import Any
 import msgspec
 import pytest
 
-from raskid.core.calls import CallDone, Calls, Invoke, Reply, Request, Serve
+from raskid.core.calls import Calls
+from raskid.core.effects import Arrived, CallDone, Invoke, ListChanged, Replied, Send, Told
+from raskid.core.events import (
+    Announce,
+    HandshakeRefused,
+    PeerGone,
+    PeerJoined,
+    Publish,
+    Reply,
+    Request,
+    Serve,
+    Subscribed,
+    Took,
+)
+from raskid.core.handshake import HANDSHAKE_S
 from raskid.core.hub import Hub
-from raskid.core.lists import ListChanged, Lists, Replied
-from raskid.core.machine import PeerGone, PeerJoined, Send
-from raskid.core.messaging import Announce, Arrived, Messaging, Publish, Subscribed, Took
-from raskid.core.peer import HandshakeRefused, Identity, Peer
-from raskid.core.station import Station, Told
+from raskid.core.identity import Identity
+from raskid.core.lists import Lists
+from raskid.core.messaging import Messaging
+from raskid.core.peer import Peer
+from raskid.core.station import Station
 from raskid.io import driver as driver_module
 from raskid.io.driver import ROOM_BYTES, Driver
 from raskid.io.transports import Transport, connect, listen
@@ -107,7 +122,7 @@ class World:
         stack.callback(self.close)
         if kind in ("memory", "stdio"):
             self.address = f"{kind}:head"
-            patch.setattr(driver_module, "connect", self.connect)
+            patch.setattr(driver_module, "start", self.connect)
         else:
             listener = listen(f"unix:{directory}/s" if kind == "unix" else "tcp:127.0.0.1:0", server)
             self.address = listener.address
@@ -401,7 +416,7 @@ def test_a_handshake_of_tls_does_not_keep_the_loop_busy(alone: Process) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         client = Process("client", 2, address=f"tcp:127.0.0.1:{silent.getsockname()[1]}", client_tls=tls)
         client.driver.handle(Announce("x"))
-        client.driver.step(0)
+        until(lambda: client.driver._channels, lambda: client.driver.step(0))
         (channel,) = client.driver._channels.values()
         assert channel.transport.pending > 0
         assert not client.driver.step(0)
@@ -450,3 +465,202 @@ def test_last_words_that_nobody_reads_do_not_wait_for_ever() -> None:
         head.driver.step(0)
         assert head.driver._leaving == {}
     head.driver.close()
+
+
+# ── the end ──
+
+
+def test_closing_lingers_until_everything_is_written(world: World) -> None:
+    """1. More waits than any buffer holds. 2. Whoever closes and may linger writes all of it, the goodbye last."""
+    client = joined(world, "client")
+    assert not client.driver.unwritten()
+    client.driver.handle(Announce("large"))
+    world.head.subscribe("large", capacity=4000)
+    world.until(lambda: world.head.all(Replied) and client.messaging.plans.get("large"))
+    for number in range(3000):
+        client.driver.handle(Publish("large", b"%d;" % number + bytes(5000)))
+    client.driver.flush()
+    assert client.driver.unwritten()
+    closing = threading.Thread(target=client.driver.close, args=("all said", 60.0), daemon=True)
+    closing.start()
+    world.processes.remove(client)
+    world.until(lambda: world.head.heard(PeerGone))
+    closing.join(20)
+    assert not closing.is_alive()
+    assert [int(body.split(b";")[0]) for body in world.head.bodies()] == list(range(3000))
+    assert "all said" in world.head.heard(PeerGone)[0].reason
+
+
+def test_who_lingers_lets_others_read_to_the_end(lossy: Lossy) -> None:
+    """1. All is written to the kernel. 2. The socket stays open until the other end has read the goodbye, because one
+    that is closed while the other end writes takes back what was not read."""
+    closing = threading.Thread(target=lossy.client.driver.close, args=("all said", 60.0), daemon=True)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive() and not lossy.client.driver.unwritten()
+    until(lambda: not closing.is_alive(), lossy.head.step)
+    assert "all said" in lossy.head.heard(PeerGone)[0].reason
+
+
+def test_closing_without_lingering_does_not_wait(world: World) -> None:
+    client = joined(world, "client")
+    world.head.subscribe("large", capacity=4000)
+    client.driver.handle(Announce("large"))
+    world.until(lambda: world.head.all(Replied) and client.messaging.plans.get("large"))
+    for _ in range(100):
+        client.driver.handle(Publish("large", bytes(100_000)))
+    client.driver.close()
+    assert client.driver.closed
+    world.processes.remove(client)
+
+
+# ── connections that are being opened ──
+
+
+@contextlib.contextmanager
+def unresponsive() -> Iterator[str]:
+    """The address of a port that answers nobody: its queue is full."""
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.socket())
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(server.getsockname())
+        yield f"tcp:127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_opening_a_connection_blocks_nobody() -> None:
+    before = descriptors()
+    with unresponsive() as address:
+        client = Process("client", 2, address=address)
+        now = [1000.0]
+        client.driver.clock = lambda: now[0]
+        client.driver.handle(Announce("x"))
+        assert len(client.driver._opening) == 1
+        client.driver.wake()
+        assert client.driver.step(None), "the loop goes on meanwhile"
+        (first,) = client.driver._opening
+        now[0] += HANDSHAKE_S
+        client.driver.step(0)
+        assert first not in client.driver._opening, "it is given up after a while"
+        client.driver.close()
+    assert descriptors() == before
+
+
+def test_every_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = Process(HEAD, 1)
+    listener = listen("tcp:127.0.0.1:0")
+    head.driver.listen(listener)
+    port = int(listener.address.rpartition(":")[2])
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", number)) for number in (1, 1, port)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: found)
+    client = Process("client", 2, address=listener.address)
+    client.driver.handle(Announce("x"))
+    until(lambda: client.heard(PeerJoined), client.step, head.step)
+    client.driver.close()
+    head.driver.close()
+    listener.close()
+
+
+def test_a_listener_that_cannot_accept_rests(alone: Process, tmp_path: Path) -> None:
+    """1. No descriptor is left. 2. The loop sleeps meanwhile. 3. Whoever waited in the queue is let in later."""
+    now = [1000.0]
+    alone.driver.clock = lambda: now[0]
+    listener = listen(f"unix:{tmp_path}/s")
+    alone.driver.listen(listener)
+    sock = listener.sock
+
+    class Full:
+        def accept(self) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def fileno(self) -> int:
+            return sock.fileno()
+
+    listener.sock = Full()  # type: ignore[assignment]
+    with contextlib.closing(connect(listener.address)):
+        assert alone.driver.step(10)
+        assert listener.refused == 1
+        assert not alone.driver.step(0) and listener.refused == 1
+        listener.sock = sock
+        now[0] += driver_module.ACCEPT_PAUSE_S
+        until(lambda: alone.driver._channels, alone.step)
+    listener.close()
+
+
+# ── machines that vanish ──
+
+
+class Lossy:
+    """A pair of processes over TCP, and what the client's kernel says of the head's."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self.head = Process(HEAD, 1)
+        listener = listen("tcp:127.0.0.1:0")
+        self.head.driver.listen(listener)
+        self.client = Process("client", 2, address=listener.address)
+        for end in (self.client, self.head):
+            stack.callback(end.driver.close)
+        stack.callback(listener.close)
+        self.now = 1000.0
+        self.client.driver.clock = lambda: self.now
+        self.client.driver.handle(Announce("x"))
+        until(lambda: self.client.all(ListChanged), self.client.step, self.head.step)
+        (self.channel,) = self.client.driver._channels.values()
+        self.silent_s: float | None = None
+        self.channel.transport.silent_s = lambda: self.silent_s  # type: ignore[method-assign]
+
+    def look(self) -> None:
+        self.now += driver_module.HEARTBEAT_S
+        if self.silent_s is not None:
+            self.silent_s += driver_module.HEARTBEAT_S
+        self.client.step()
+
+
+@pytest.fixture
+def lossy() -> Iterator[Lossy]:
+    with contextlib.ExitStack() as stack:
+        yield Lossy(stack)
+
+
+def test_a_machine_that_acknowledges_nothing_is_left(lossy: Lossy) -> None:
+    """The connection goes, the link stays: it looks for another connection."""
+    lossy.silent_s = 3600.0
+    looks = 0
+    while lossy.channel.id in lossy.client.driver._channels:
+        lossy.look()
+        looks += 1
+    assert looks == 1 + driver_module.SILENT_S / driver_module.HEARTBEAT_S
+    assert not lossy.client.heard(PeerGone)
+    lossy.channel.transport.silent_s = lambda: None  # type: ignore[method-assign]
+    until(lambda: lossy.client.peer.is_connected(HEAD), lossy.client.step, lossy.head.step)
+
+
+def test_a_slow_machine_is_not_left(lossy: Lossy) -> None:
+    for _ in range(40):
+        lossy.silent_s = 1.0
+        lossy.look()
+        lossy.look()
+    assert lossy.channel.id in lossy.client.driver._channels
+
+
+def test_an_idle_connection_costs_nothing(lossy: Lossy) -> None:
+    for _ in range(3):
+        lossy.look()
+    assert not lossy.client.driver._timers and lossy.client.station.next_deadline() is None
+    assert lossy.client.driver.waits_until is None
+
+
+def test_no_look_is_taken_at_unix_sockets(tmp_path: Path) -> None:
+    head = Process(HEAD, 1)
+    listener = listen(f"unix:{tmp_path}/s")
+    head.driver.listen(listener)
+    client = Process("client", 2, address=listener.address)
+    client.driver.handle(Announce("x"))
+    until(lambda: client.all(ListChanged), client.step, head.step)
+    for end in (client, head):
+        assert not end.driver._timers
+        end.driver.close()
+    listener.close()

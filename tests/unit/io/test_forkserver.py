@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from raskid.io import forkserver as module
-from raskid.io.forkserver import Exited, Forked, ForkServer, ServerLost, describe_status
+from raskid.io.forking import describe_status
+from raskid.io.forkserver import Exited, Forked, ForkServer, ServerLost
 from raskid.io.outbox import Entry, Outbox
-from raskid.model.errors import LocalProtocolError, RemoteProtocolError
+from raskid.model.errors import LocalProtocolError
 from raskid.model.ids import PeerId
 
 SOURCE = str(Path(module.__file__).parents[2])
@@ -50,8 +51,12 @@ def facts(config, outbox_fd):
         "omp": os.environ["OMP_NUM_THREADS"], "mkl": os.environ["MKL_NUM_THREADS"],
         "numpy": "numpy" in sys.modules, "messages": "raskid.protocol.messages" in sys.modules,
         "handlers": [signal.getsignal(n) == signal.SIG_DFL for n in (signal.SIGCHLD, signal.SIGTERM)],
-        "random": random.random(),
+        "random": random.random(), "argv": sys.argv, "agent": "raskid.io.forkserver" in sys.modules,
     }))
+
+def speak(config, outbox_fd):
+    print("to output")
+    print("to errors", file=sys.stderr)
 
 def family(config, outbox_fd):
     child = subprocess.Popen(["sleep", "600"])
@@ -73,8 +78,16 @@ class World:
         self.events: list[Forked | Exited | ServerLost] = []
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the world
 
-    def fork(self, name: str, target: str, config: bytes = b"", outbox_fd: int = -1, incarnation: int = 1) -> None:
-        fds = [outbox_fd, self.log.fileno()]
+    def fork(
+        self,
+        name: str,
+        target: str,
+        config: bytes = b"",
+        outbox_fd: int = -1,
+        incarnation: int = 1,
+        output: bool = True,
+    ) -> None:
+        fds = [outbox_fd, self.log.fileno() if output else -1, self.log.fileno()]
         self.server.fork(PeerId(name), incarnation, config, fds, f"runner_targets:{target}")
 
     def receive_until(self, enough: Callable[[], bool]) -> None:
@@ -175,13 +188,29 @@ def test_what_a_runner_is_given(world: World) -> None:
     assert first["messages"]
     assert first["handlers"] == [True, True]
     assert first["random"] != second["random"]
+    assert first["argv"] == [""]
+    assert not first["agent"]
+
+
+def test_output_without_a_descriptor_goes_where_errors_go(world: World) -> None:
+    world.fork("r", "speak", output=False)
+    world.exited(1)
+    assert sorted(world.text().splitlines()) == ["to errors", "to output"]
+
+
+def test_what_runners_write_never_reaches_the_servers_own_file(world: World) -> None:
+    """1. A runner without descriptors writes and fails. 2. The server's file, which nobody cuts, stays empty."""
+    world.server.fork(PeerId("r"), 1, b"", [-1, -1, -1], "runner_targets:speak")
+    world.server.fork(PeerId("s"), 1, b"", [-1, -1, -1], "runner_targets:fail")
+    world.exited(2)
+    assert os.fstat(world.server._stderr).st_size == 0
 
 
 def test_runner_writes_to_its_outbox(world: World) -> None:
     with contextlib.closing(Outbox.create(1024)) as outbox:
         world.fork("r", "outbox", b"value", outbox.fileno())
         assert world.exited()[0].reason == "exit code 0"
-        assert outbox.read() == [Entry(1, 1, True, 0.0, b"client", b"value")]
+        assert outbox.read() == [Entry(1, 1, True, 0.0, "client", b"value")]
 
 
 def test_large_configurations(world: World) -> None:
@@ -275,7 +304,7 @@ def test_server_that_cannot_start() -> None:
         server = ForkServer.start(python=getattr(sys, "_base_executable", sys.executable), env=env)
     finally:
         os.chdir(here)
-    server.fork(PeerId("r"), 1, b"", [-1, -1])
+    server.fork(PeerId("r"), 1, b"", [-1, -1, -1])
     events: list[Forked | Exited | ServerLost] = []
     deadline = time.monotonic() + LIMIT_S
     while not events:
@@ -297,10 +326,8 @@ def test_no_such_interpreter() -> None:
 
 
 def test_wrong_use(world: World) -> None:
-    with pytest.raises(LocalProtocolError, match="two descriptors"):
+    with pytest.raises(LocalProtocolError, match="three descriptors"):
         world.server.fork(PeerId("r"), 1, b"", [])
     world.fork("r", "code", b"0")
     with pytest.raises(LocalProtocolError, match="already"):
         world.fork("r", "code", b"0")
-    with pytest.raises(RemoteProtocolError, match="a frame of"):
-        module._split_frames(bytearray(b"\xff\xff\xff\xff"))

@@ -37,7 +37,7 @@ def test_one_entry() -> None:
     assert reader.read() == []
     assert writer.try_write(2**64 - 1, 3, True, 0.5, b"client", b"value")
     assert writer.try_write(1, 1, False, 0.0, b"", b"")
-    assert reader.read() == [Entry(2**64 - 1, 3, True, 0.5, b"client", b"value"), Entry(1, 1, False, 0.0, b"", b"")]
+    assert reader.read() == [Entry(2**64 - 1, 3, True, 0.5, "client", b"value"), Entry(1, 1, False, 0.0, "", b"")]
     assert reader.read() == []
     reader.close()
     reader.close()
@@ -76,7 +76,7 @@ def test_large_value_in_pieces() -> None:
     seen: list[Entry] = []
     writer.write(7, 2, True, 1.5, b"client", value, lambda: seen.extend(reader.read()))
     assert seen == []
-    assert reader.read() == [Entry(7, 2, True, 1.5, b"client", value)]
+    assert reader.read() == [Entry(7, 2, True, 1.5, "client", value)]
 
 
 def test_large_value_given_up() -> None:
@@ -91,15 +91,15 @@ def test_large_value_given_up() -> None:
             writer.write(1, 1, True, 0.0, b"", bytes(5000), interrupted)
         assert reader.read() == []
         writer.write(2, 1, False, 0.0, b"", later, never)
-        assert reader.read() == [Entry(2, 1, False, 0.0, b"", later)]
+        assert reader.read() == [Entry(2, 1, False, 0.0, "", later)]
 
 
 @settings(deadline=None, max_examples=150)
 @given(
-    steps=st.lists(st.tuples(st.binary(max_size=40), st.integers(0, 1500), st.booleans(), st.booleans()), max_size=60),
+    steps=st.lists(st.tuples(st.text(max_size=12), st.integers(0, 1500), st.booleans(), st.booleans()), max_size=60),
     strong=st.booleans(),
 )
-def test_any_sizes_and_any_lag(steps: list[tuple[bytes, int, bool, bool]], strong: bool) -> None:
+def test_any_sizes_and_any_lag(steps: list[tuple[str, int, bool, bool]], strong: bool) -> None:
     """Whatever is written, with the reader reading sometimes, comes out equal and in order; also with barriers."""
     was = module._STRONG_ORDER
     module._STRONG_ORDER = strong
@@ -109,8 +109,16 @@ def test_any_sizes_and_any_lag(steps: list[tuple[bytes, int, bool, bool]], stron
         expected: deque[Entry] = deque()
         for number, (client, size, ok, reads) in enumerate(steps):
             value = bytes([number % 251]) * size
-            expected.append(Entry(number, number % 5, ok, float(number), client, value))
-            writer.write(*expected[-1], wait=lambda: read.extend(reader.read()))
+            expected.append(Entry(number, number % 5, ok, float(number), client, value, ok, not reads))
+            entry = expected[-1]
+            writer.write(
+                *entry[:4],
+                client.encode(),
+                entry.value,
+                lambda: read.extend(reader.read()),
+                entry.direct,
+                entry.started,
+            )
             if reads:
                 read.extend(reader.read())
         read.extend(reader.read())
@@ -128,15 +136,46 @@ def test_words_of_the_header() -> None:
     assert reader.counters() == [1, 2, 5] + [0] * 13
     writer.set_counters(list(range(20)))
     assert reader.counters() == list(range(16))
-    assert writer.version == 0
-    assert reader.bump_version() == 1
-    assert reader.bump_version() == writer.version == 2
-    module._STRONG_ORDER, was = False, module._STRONG_ORDER
-    try:
-        assert reader.bump_version() == writer.version == 3
-    finally:
-        module._STRONG_ORDER = was
     assert reader.read() == []
+
+
+@pytest.mark.parametrize("strong", [True, False])
+def test_recalled_tasks_do_not_start(strong: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. The runner starts task 1. 2. 1, 2 and 3 are recalled: 1 may have started. 3. The runner learns of it once."""
+    monkeypatch.setattr(module, "_STRONG_ORDER", strong)
+    reader, writer = pair()
+    assert reader.running == 0
+    assert writer.start(1) == []
+    assert reader.running == 1
+    assert reader.recall([(1, 1), (2, 1), (3, 4)]) == ([(2, 1), (3, 4)], [(1, 1)])
+    assert writer.start(2) == [(1, 1), (2, 1), (3, 4)]
+    assert writer.start(3) == []
+    assert reader.recall([]) == ([], [])
+    assert writer.recalls() == []
+    reader.recall([(7, 2)])
+    assert writer.recalls() == [(7, 2)]
+    assert writer.start(4) == []
+
+
+def test_recalls_have_a_limit() -> None:
+    """1. More is recalled than there is room for. 2. The rest counts as started. 3. There is room after a look."""
+    reader, writer = pair()
+    tasks = [(number, 1) for number in range(1, module.RECALLS_MAX + 3)]
+    assert reader.recall(tasks) == (tasks[:-2], tasks[-2:])
+    assert reader.recall([(9999, 1)]) == ([], [(9999, 1)])
+    assert writer.start(5000) == tasks[:-2]
+    assert reader.recall(tasks[-2:]) == (tasks[-2:], [])
+    assert writer.start(5001) == tasks[-2:]
+    writer._words[module._W_RECALLS_READ] = 2**40
+    with pytest.raises(RemoteProtocolError, match="recalls behind"):
+        reader.recall([(1, 1)])
+
+
+def test_a_client_that_is_no_text_is_an_error() -> None:
+    reader, writer = pair()
+    writer.try_write(1, 1, True, 0.0, b"\xff\xfe", b"value")
+    with pytest.raises(RemoteProtocolError, match="no text"):
+        reader.read()
 
 
 def test_attached_outbox_has_no_descriptor() -> None:
@@ -163,7 +202,7 @@ def test_without_memfd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
     reader, writer = pair()
     writer.try_write(1, 1, True, 0.0, b"c", b"v")
-    assert reader.read() == [Entry(1, 1, True, 0.0, b"c", b"v")]
+    assert reader.read() == [Entry(1, 1, True, 0.0, "c", b"v")]
 
 
 def test_memory_cannot_be_cut_short() -> None:
@@ -231,4 +270,41 @@ def test_writer_is_killed(rounds: int) -> None:
     for number, entry in enumerate(entries):
         assert entry.task == number
         assert entry.attempt == zlib.crc32(entry.value)
-        assert entry.client == b"client"
+        assert entry.client == "client"
+
+
+STARTER = """
+import sys
+from raskid.io.outbox import Outbox
+outbox = Outbox.attach(int(sys.argv[1]))
+recalled = set()
+for task in range(1, int(sys.argv[2])):
+    recalled.update(name for name, attempt in outbox.start(task))
+    outbox.write(task, 1, True, 0.0, b"", b"", lambda: None, started=task not in recalled)
+"""
+
+
+def test_no_task_that_was_answered_for_starts() -> None:
+    """1. Another process starts one task after the other. 2. The one that it may be about to start is recalled, again
+    and again. 3. What was said never to start did not; what was skipped without that word was reported as skipped."""
+    reader = Outbox.create(1 << 16)
+    environment = {**os.environ, "PYTHONPATH": SOURCE}
+    count = 60_000
+    never: set[int] = set()
+    entries: dict[int, bool] = {}
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTER, str(reader.fileno()), str(count)], pass_fds=[reader.fileno()], env=environment
+    ) as starter:
+        while True:
+            ended = starter.poll() is not None
+            running = reader.running
+            told, _ = reader.recall([(running + 1, 1), (running + 2, 1)]) if not ended else ([], [])
+            entries.update((entry.task, entry.started) for entry in reader.read())
+            # What lies in the ring by then has started before; its entry says what became of it.
+            never.update(task for task, _ in told if task not in entries)
+            if ended:
+                break
+    assert starter.returncode == 0
+    assert len(entries) == count - 1
+    assert never
+    assert not [task for task in never if entries.get(task)]

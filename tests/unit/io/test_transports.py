@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import random
 import select
+import shutil
 import socket
 import stat
+import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +20,16 @@ from hypothesis import strategies as st
 
 from raskid.io import certificates, transports
 from raskid.io.certificates import client_context, make_certificate, server_context
-from raskid.io.transports import PATH_BYTES_MAX, MemoryTransport, Transport, TransportError, connect, listen
+from raskid.io.transports import (
+    PATH_BYTES_MAX,
+    MemoryTransport,
+    SocketTransport,
+    Transport,
+    TransportError,
+    connect,
+    listen,
+    start,
+)
 from tests.unit.io.ends import KINDS, LIMIT_S, descriptors, ends, session_contexts, until
 
 SOME = random.Random(7).randbytes(5_000_000)
@@ -277,7 +290,7 @@ def test_no_descriptor_left_to_accept_with(monkeypatch: pytest.MonkeyPatch) -> N
 
     listener = listen("tcp:127.0.0.1:0")
     sock, listener.sock = listener.sock, Full()  # type: ignore[assignment]
-    assert listener.accept() is None and listener.refused == 1
+    assert listener.accept() is None and listener.refused == 1 and listener.exhausted
     sock.close()
 
 
@@ -352,3 +365,101 @@ def test_bytes_wait_for_the_handshake_without_asking_to_be_written() -> None:
         came = bytearray()
         until(lambda: came, lambda: _turn(near, far, came))
         assert came == b"early" and near.pending == 0
+
+
+def test_the_kernel_tells_who_owes_an_acknowledgement(kind: str) -> None:
+    with ends(kind) as (near, far):
+        assert near.over_network == (kind in ("tcp", "tls"))
+        carry(near, far, b"x")
+        carry(far, near, b"x")
+        if hasattr(socket, "TCP_INFO"):
+            until(lambda: near.silent_s() is None)
+        else:
+            assert near.silent_s() is None
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system does not tell")
+def test_what_is_on_its_way_is_owed() -> None:
+    """1. Three segments are on their way, and the last acknowledgement came 1.5 s ago. 2. None is."""
+    with ends("tcp") as (near, far):
+        assert isinstance(near, SocketTransport) and isinstance(far, SocketTransport)
+        info = struct.pack("=24xI28xI", 3, 1500)
+        near.sock = Told(near.sock, info)  # type: ignore[assignment]
+        assert near.silent_s() == 1.5
+        near.sock = Told(near.sock, struct.pack("=24xI28xI", 0, 1500))  # type: ignore[assignment]
+        assert near.silent_s() is None
+
+
+class Told:
+    """A socket of which the kernel tells this."""
+
+    def __init__(self, sock: socket.socket, info: bytes) -> None:
+        self._sock = sock
+        self._info = info
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        assert (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO)
+        return self._info[:size]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+def test_both_ends_of_tcp_ask_for_signs_of_life() -> None:
+    with ends("tcp") as pair:
+        for end in pair:
+            assert isinstance(end, SocketTransport)
+            assert end.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if hasattr(socket, "TCP_KEEPINTVL"):
+                assert end.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == transports.KEEPALIVE_INTERVAL_S
+
+
+def test_a_machine_that_does_not_answer_is_waited_for_within_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "CONNECT_S", 0.05)
+    before = descriptors()
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        waiting = [start(f"tcp:127.0.0.1:{server.getsockname()[1]}") for _ in range(4)]
+        with pytest.raises(TransportError, match=r"did not answer within 0.05 s"):
+            connect(f"tcp:127.0.0.1:{server.getsockname()[1]}")
+        for each in waiting:
+            each.close()
+    assert descriptors() == before
+
+
+# In a network of its own, which it takes away.
+VANISHING = """
+import select, subprocess, sys, time
+from raskid.io.transports import connect, listen
+if subprocess.run(["ip", "link", "set", "lo", "up"]).returncode:
+    sys.exit(77)
+listener = listen("tcp:127.0.0.1:0")
+near = connect(listener.address)
+select.select([listener], [], [])
+far = listener.accept()
+near.send(b"x")
+select.select([far], [], [])
+assert far.receive() == b"x"
+limit = time.monotonic() + 10
+while near.silent_s() is not None:
+    assert time.monotonic() < limit, "what arrived is not acknowledged"
+assert subprocess.run(["ip", "link", "set", "lo", "down"]).returncode == 0
+near.send(b"y")
+while (near.silent_s() or 0) < 0.2:
+    assert time.monotonic() < limit, "the silence is not noticed"
+"""
+
+
+def test_the_kernel_notices_that_a_network_has_vanished() -> None:
+    if not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("no networks can be made here")
+    probe = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)
+    if probe.returncode:
+        pytest.skip("no networks can be made here")
+    made = subprocess.run(
+        ["unshare", "-rn", sys.executable, "-c", VANISHING], capture_output=True, text=True, timeout=60, check=False
+    )
+    if made.returncode == 77:
+        pytest.skip("networks of one's own have no loopback here")
+    assert made.returncode == 0, made.stderr

@@ -1,0 +1,418 @@
+"""Messages and shared lists, as a user calls them: publish, subscribe, shared.
+
+What ends in `_nowait`, or begins with `begin_`, waits for nothing and gives futures. The blocking calls here, and the
+asynchronous ones in `raskid.client.aio`, are these and a wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import time
+import types
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from raskid.client.checks import check_callable, check_count, check_name, check_prefix, check_seconds
+from raskid.client.connection import Connection, error_of
+from raskid.client.engine import fresh
+from raskid.client.futures import Future
+from raskid.client.loops import running_loop
+from raskid.client.messages import ANSWER_S, Message, Subscription
+from raskid.client.shared import SharedDict
+from raskid.client.waiting import result_of
+from raskid.core.effects import (
+    Arrived,
+    Effect,
+    ListChanged,
+    ListRefused,
+    PlanReady,
+    PublisherEnded,
+    RoomMade,
+)
+from raskid.core.events import (
+    Announce,
+    Subscribed,
+    Took,
+    UnwatchList,
+    WatchList,
+)
+from raskid.core.messaging import Target
+from raskid.model.errors import Overflow, RaskidError
+from raskid.model.ids import PeerId
+from raskid.model.topics import REACTIONS, SHARED, check_list_name, list_name
+from raskid.protocol.messages import (
+    ROLE_MESSAGE,
+    ListTopics,
+    PutRecord,
+    TopicsListed,
+)
+from raskid.protocol.reactions import BLOCK, CAPACITY_MAX, OVERFLOWS, Reaction
+from raskid.protocol.values import encode_body
+
+SETTLE_S = 5.0
+#: A blocking publish waits for room no longer than this.
+BLOCK_S = 30.0
+#: The first publish on a topic, and a new handle on a shared list, wait for the hub no longer than this.
+FOLLOW_S = 10.0
+
+#: What `publish` calls to get the message. A class, or an object that can be called, is not meant by this.
+_LAZY = (
+    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial,
+    functools._lru_cache_wrapper,
+)  # fmt: skip
+
+
+class Room(Future):
+    """Done when a message has left the queue of a full subscription with policy "block"."""
+
+    def __init__(self, session: Topics, target: Target) -> None:
+        super().__init__(session.engine)
+        self.target = target
+        self.number = target.number
+
+
+class Topics(Connection):
+    """The part of a session that publishes and subscribes."""
+
+    def _effects(self) -> dict[type[Effect], Callable[[Any], None]]:
+        return {
+            **super()._effects(),
+            Arrived: self._on_arrived,
+            PublisherEnded: self._on_publisher_ended,
+            ListChanged: self._on_list_changed,
+            ListRefused: self._on_list_refused,
+            PlanReady: self._on_plan_ready,
+            RoomMade: self._on_room_made,
+        }
+
+    def _on_arrived(self, effect: Arrived) -> None:
+        subscription = self.subscriptions.get(effect.subscription)
+        if subscription is not None:
+            subscription.arrived(Message(effect.topic, effect.publisher, effect.body, effect.dropped))
+
+    def _on_publisher_ended(self, effect: PublisherEnded) -> None:
+        subscription = self.subscriptions.get(effect.subscription)
+        if subscription is not None:
+            subscription.publisher_ended(effect.dropped)
+
+    def _on_list_changed(self, effect: ListChanged) -> None:
+        for future in self._following.pop(effect.name, ()) if self._following else ():
+            future.resolve_with(None)
+        for callback in self.list_callbacks.get(effect.name, ()):
+            callback(effect.record)
+
+    def _on_list_refused(self, effect: ListRefused) -> None:
+        error = error_of(effect.code, effect.text)
+        for future in self._following.pop(effect.name, ()):
+            future.fail_with(error)
+        kind, topic = check_list_name(effect.name)
+        if kind == REACTIONS:
+            announced = self._announced.pop(topic, None)
+            if announced is not None:
+                announced.fail_with(error)
+            else:
+                # Callbacks published on it, which could not wait for this.
+                print(f"raskid: messages on {topic!r} were left out: {effect.text}", file=sys.stderr)
+
+    def _on_plan_ready(self, effect: PlanReady) -> None:
+        announced = self._announced.pop(effect.topic, None)
+        if announced is not None:
+            announced.resolve_with(None)
+
+    def _on_room_made(self, effect: RoomMade) -> None:
+        rooms = self._rooms.get(effect.subscription)
+        while rooms and rooms[0].number <= effect.number:
+            rooms.popleft().resolve_with(None)
+        if rooms is not None and not rooms:
+            del self._rooms[effect.subscription]
+
+    def _fail(self, error: RaskidError) -> None:
+        super()._fail(error)
+        with self.engine.lock:
+            waiting: list[Future] = [*self._announced.values()]
+            for futures in (*self._following.values(), *self._rooms.values()):
+                waiting += futures
+            self._announced.clear()
+            self._following.clear()
+            self._rooms.clear()
+            for future in waiting:
+                future.fail_with(fresh(error))
+
+    # ── publishing ──
+
+    def publish(self, topic: str, /, *args: Any, **fields: Any) -> None:
+        """Send a message to whoever reacts to `topic`; costs one look-up when nobody does.
+
+        A single value that is a function, a lambda, a bound method or a `functools.partial` is called only if somebody
+        reacts, and its result is the message. (A class, or another object that can be called, is not: it is a value
+        that messages do not carry.) Values are plain data and numpy arrays; other objects raise `ValueNotSendable`.
+
+        While a subscription with policy "block" is full, this waits for it. A callback never waits: what it publishes
+        then is queued up to the subscription's capacity, and beyond that the oldest such message is left out and
+        counted in the `dropped` of the next.
+
+        Raises:
+            TopicNameError: The topic's name cannot be used.
+            Overflow: A subscription with policy "block" stayed full for its limit of 30 s, and this message was left
+                out there; or the hub keeps as many lists as it can.
+            WaitTimeout: The hub did not say who reads this topic.
+        """
+        plan: Sequence[Target] | None
+        try:
+            # What `plan_of` does, for the sake of publishes that nobody hears.
+            plan = self._plans.get(topic)
+        except TypeError:
+            plan = None
+        if plan is None:
+            topic = check_name(topic)
+            self.require(ROLE_MESSAGE, "publishing")
+            if self._may_block():
+                result_of(self.announce_nowait(topic), FOLLOW_S, not_announced(topic))
+                plan = self.plan_of(topic)
+        if plan or plan is None:
+            rooms = self.begin_publish(topic, args, fields, self._may_block())
+            if rooms:
+                self._wait_rooms(topic, rooms)
+
+    def plan_of(self, topic: Any) -> Sequence[Target] | None:
+        """Who reads a topic; None when it has not been announced."""
+        try:
+            return self._plans.get(topic)
+        except TypeError:
+            # Not hashable, so no text; whoever looks at the name says so.
+            return None
+
+    def announce_nowait(self, topic: str) -> Future:
+        """Ask who reads a topic; the future is done when it is known."""
+        self.require(ROLE_MESSAGE, "publishing")
+        engine = self.engine
+        with engine.lock:
+            self.still_alive()
+            future = self._announced.get(topic)
+            if future is None:
+                future = Future(engine, name=f"the readers of {topic!r}")
+                if topic in self._plans:
+                    future.resolve_with(None)
+                    return future
+                self._announced[topic] = future
+                self.driver.handle(Announce(topic))
+        engine.prompt()
+        return future
+
+    def _may_block(self) -> bool:
+        engine = self.engine
+        if engine.loop is not None:
+            return engine.loop is not running_loop()
+        return threading.get_ident() not in engine.callback_threads
+
+    def begin_publish(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool) -> Sequence[Room]:
+        """Send or queue a message; if the publisher `waits`, give what it has to wait for."""
+        if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
+            args = (args[0](),)
+        body = encode_body(args, fields)
+        engine = self.engine
+        rooms: Sequence[Room] = ()
+        with engine.lock:
+            if engine.failure is not None or engine.closing:
+                engine.check_alive()
+            self.driver.perform(self._messaging.publish(topic, body, waits))
+            if waits:
+                for target in self._plans.get(topic, ()):
+                    if target.queue and target.overflow == BLOCK:
+                        self._rooms.setdefault(target.subscription, deque()).append(room := Room(self, target))
+                        rooms = [*rooms, room]
+        engine.prompt()
+        return rooms
+
+    def _wait_rooms(self, topic: str, rooms: Sequence[Room]) -> None:
+        deadline = time.monotonic() + BLOCK_S
+        for room in rooms:
+            self.engine.wait_for(room, max(0.0, deadline - time.monotonic()))
+        self.end_publish(topic, rooms)
+
+    def end_publish(self, topic: str, rooms: Sequence[Room]) -> None:
+        """Leave the message out where it still waits, since time is up, and say so."""
+        full: list[Target] = []
+        with self.engine.lock:
+            for room in rooms:
+                if not room.done():
+                    self._rooms[room.target.subscription].remove(room)
+                    if not self._rooms[room.target.subscription]:
+                        del self._rooms[room.target.subscription]
+                    room.resolve_with(None)
+                    if room.target.withdraw(room.number):
+                        full.append(room.target)
+        for room in rooms:
+            # Raises when the session has ended.
+            room.result(0)
+        if full:
+            who = ", ".join(f"{target.peer} (its queue of {target.capacity} is full)" for target in full)
+            raise Overflow(
+                f"a message on {topic!r} was not taken within {BLOCK_S:g} s by {who}, and was left out there. Let them "
+                "read faster, or subscribe with overflow='drop_oldest' or 'latest'"
+            )
+
+    # ── subscribing ──
+
+    def subscribe(
+        self, topic: str, callback: Callable[[Message], Any] | None = None, *, capacity: int = 1024,
+        overflow: str = BLOCK, timeout: float = SETTLE_S,
+    ) -> Subscription:  # fmt: skip
+        """Receive the messages of a topic. Returns when every present publisher has acknowledged it.
+
+        Args:
+            topic: The topic's name.
+            callback: Called with each `Message`, one after the other, on the session's callback threads or in its
+                event loop; may be a coroutine function. Without it, iterate.
+            capacity: How many messages of one publisher may wait here.
+            overflow: What a publisher does beyond that: "block", "drop_oldest", "drop_newest" or "latest".
+            timeout: How long to wait for publishers, in seconds; those that were silent stand in `.silent`.
+
+        Raises:
+            TypeError, ValueError: An argument cannot be used; the text says which and why.
+            Overflow: The hub keeps as many lists as it can.
+            WaitTimeout: The hub did not answer.
+        """
+        subscription, future = self.subscribe_nowait(
+            topic, callback, capacity=capacity, overflow=overflow, timeout=timeout
+        )
+        try:
+            reply = result_of(future, timeout + ANSWER_S, not_subscribed(topic))
+        except BaseException:
+            self.give_up(subscription)
+            raise
+        subscription.silent = reply.silent
+        return subscription
+
+    def subscribe_nowait(
+        self, topic: str, callback: Callable[[Message], Any] | None = None, *, capacity: int = 1024,
+        overflow: str = BLOCK, timeout: float = SETTLE_S,
+    ) -> tuple[Subscription, Future]:  # fmt: skip
+        """As `subscribe`, without waiting: the future is done when the publishers have acknowledged."""
+        topic = check_name(topic)
+        if callback is not None:
+            check_callable("callback", callback)
+        if overflow not in OVERFLOWS:
+            raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, got {overflow!r:.60}")
+        capacity = check_count("capacity", capacity, 1, CAPACITY_MAX)
+        timeout = check_seconds("timeout", timeout)
+        engine = self.engine
+        identifier = self.request_id()
+        subscription = Subscription(self, identifier, topic, capacity, callback)
+        with engine.lock:
+            self.still_alive()
+            self.subscriptions[identifier] = subscription
+            self.driver.handle(Subscribed(identifier, capacity))
+        reaction = Reaction("deliver", self.peer.own_ref, capacity, str.__str__(overflow))
+        request = PutRecord(
+            identifier, list_name(REACTIONS, topic), str(identifier), msgspec.msgpack.encode(reaction), False, timeout
+        )
+        return subscription, self.ask(request)
+
+    def give_up(self, subscription: Subscription) -> None:
+        """End a subscription that did not come about, without waiting."""
+        if not subscription.closed:
+            with contextlib.suppress(RaskidError):
+                subscription.close_nowait(0.0)
+            subscription.ended()
+
+    def took(self, subscription: Subscription, publisher: PeerId, count: int) -> None:
+        """A reader took messages: give the publisher credit."""
+        self.engine.tell(Took(subscription.id, publisher, count))
+
+    # ── lists ──
+
+    def shared(self, name: str) -> SharedDict:
+        """The shared dictionary of that name: every process sees the same records, in the same order of changes.
+
+        Raises:
+            TopicNameError: The name cannot be used.
+            Overflow: The hub keeps as many lists as it can.
+            WaitTimeout: The hub did not send the list.
+        """
+        name = check_name(name)
+        future = self.follow_nowait(list_name(SHARED, name))
+        try:
+            result_of(future, FOLLOW_S, not_shared(name))
+        except BaseException:
+            self.unfollow(list_name(SHARED, name), future)
+            raise
+        return SharedDict(self, name)
+
+    def follow_nowait(self, name: str) -> Future:
+        """Follow a list; the future is done when its first state is here."""
+        engine = self.engine
+        with engine.lock:
+            self.still_alive()
+            future = Future(engine, name=f"the list {name!r}")
+            self.driver.handle(WatchList(name))
+            if self._lists.replicas[name].ready:
+                future.resolve_with(None)
+            else:
+                self._following.setdefault(name, []).append(future)
+        engine.prompt()
+        return future
+
+    def next_change(self, name: str) -> Future:
+        """A future that is done when a list that is followed changes next."""
+        with self.engine.lock:
+            self.still_alive()
+            # Whoever waits no longer leaves the future here until then, so one serves all.
+            waiting = self._following.setdefault(name, [])
+            if not waiting:
+                waiting.append(Future(self.engine, name=f"a change of the list {name!r}"))
+            return waiting[0]
+
+    def unfollow(self, name: str, future: Future) -> None:
+        """Give up what `follow_nowait` began, unless it was refused."""
+        with self.engine.lock:
+            waiting = self._following.get(name, [])
+            refused = future.done() and future.exception(0) is not None
+            if future in waiting:
+                waiting.remove(future)
+        if not refused:
+            self.engine.tell(UnwatchList(name))
+
+    def topics(self, prefix: str = "") -> dict[str, dict[str, int]]:
+        """The lists that the hub keeps, as {name: {"version", "records", "readers"}}.
+
+        Args:
+            prefix: Only those whose names begin with it; a name is a kind (reactions, shared, services), a colon, and
+                the topic's name.
+        """
+        return topics_of(result_of(self.topics_nowait(prefix), FOLLOW_S, "the hub did not say which lists it keeps"))
+
+    def topics_nowait(self, prefix: str = "") -> Future:
+        """As `topics`, as a future of the hub's answer."""
+        return self.ask(ListTopics(self.request_id(), check_prefix(prefix)))
+
+    def counters(self) -> dict[str, int]:
+        """Wake-ups, system calls, bytes and messages of this process so far. `messages_early_dropped` counts messages
+        that callbacks published, and that were left out, before it was known who reads their topic."""
+        return {**super().counters(), "messages_early_dropped": self._messaging.dropped_early}
+
+
+def topics_of(reply: TopicsListed) -> dict[str, dict[str, int]]:
+    """The hub's answer as users get it."""
+    return {it.name: {"version": it.version, "records": it.records, "readers": it.readers} for it in reply.topics}
+
+
+def not_announced(topic: str) -> str:
+    """What to say when the hub is silent."""
+    return f"the hub did not say who reads {topic!r}, so that nothing was published on it"
+
+
+def not_subscribed(topic: str) -> str:
+    """What to say when the hub is silent."""
+    return f"the hub did not confirm a subscription to {topic!r}"
+
+
+def not_shared(name: str) -> str:
+    """What to say when the hub is silent."""
+    return f"the hub did not send the shared list {name!r}"

@@ -1,0 +1,90 @@
+"""Callbacks, without threads: what is due is called by the test."""
+
+import asyncio
+
+import pytest
+
+from raskid.client.callbacks import Callback
+
+
+class Engine:
+    loop = None
+
+    def __init__(self):
+        self.due = []
+
+    def call_soon(self, function, *args):
+        self.due.append((function, args))
+
+    def run(self):
+        while self.due:
+            function, args = self.due.pop(0)
+            function(*args)
+
+
+def test_a_function_is_called_and_then_it_is_through(capsys):
+    engine, seen = Engine(), []
+
+    def function(value):
+        seen.append(value)
+        if value == 2:
+            raise ValueError("in the function")
+
+    line = Callback(engine, function)
+    for value in (1, 2, 3):
+        line.call_soon(value, then=lambda value=value: seen.append(-value))
+    line.call_soon(4)
+    engine.run()
+    assert seen == [1, -1, 2, -2, 3, -3, 4]
+    assert "in the function" in capsys.readouterr().err
+
+
+def test_what_ends_a_process_goes_on_but_the_call_is_through():
+    engine, seen = Engine(), []
+
+    def function():
+        raise SystemExit
+
+    Callback(engine, function).call_soon(then=lambda: seen.append("through"))
+    with pytest.raises(SystemExit):
+        engine.run()
+    assert seen == ["through"]
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_coroutines_run_one_after_the_other(in_loop, capsys):
+    engine, seen = Engine(), []
+
+    def function(value):
+        async def coroutine():
+            seen.append(("begins", value))
+            await asyncio.sleep(0)
+            if value == 1:
+                raise ValueError("in the coroutine")
+            seen.append(("ends", value))
+
+        # Every other call returns no coroutine.
+        return coroutine() if value % 2 else seen.append(("at once", value))
+
+    line = Callback(engine, function)
+
+    def call():
+        for value in (1, 2, 3):
+            line.call_soon(value, then=lambda value=value: seen.append(("through", value)))
+        engine.run()
+
+    async def main():
+        engine.loop = asyncio.get_running_loop()
+        call()
+        async with asyncio.timeout(5):
+            while ("through", 3) not in seen:
+                await asyncio.sleep(0)
+
+    if in_loop:
+        asyncio.run(main())
+    else:
+        call()
+    assert seen == [
+        ("begins", 1), ("through", 1), ("at once", 2), ("through", 2), ("begins", 3), ("ends", 3), ("through", 3),
+    ]  # fmt: skip
+    assert "in the coroutine" in capsys.readouterr().err

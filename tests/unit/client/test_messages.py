@@ -1,0 +1,239 @@
+"""Messages and subscriptions as a user holds them."""
+
+import asyncio
+import threading
+
+import pytest
+
+from raskid.client.messages import Message
+from raskid.model.errors import SessionClosed, WaitTimeout, WrongThread
+from raskid.model.ids import PeerId
+from raskid.protocol.messages import DeleteRecord
+from raskid.protocol.values import encode_body
+from tests.unit.client.systems import until
+
+
+def test_a_message_says_which_fields_it_has():
+    message = Message("t", PeerId("p"), encode_body((1, 2), {"a": 3, "b": None}), 0)
+    assert (message["a"], message["b"], message.value, message.args) == (3, None, 1, (1, 2))
+    with pytest.raises(KeyError, match=r"message on 't' has no field 'c'; its fields are 'a', 'b'"):
+        message["c"]
+    with pytest.raises(TypeError, match=r"by name, got 0; this one on 't' has 2 without a name, in \.args"):
+        message[0]
+    with pytest.raises(KeyError, match="it has no fields"):
+        Message("t", PeerId("p"), encode_body((), {}), 0)["a"]
+
+
+def test_what_a_subscription_looks_like(rk):
+    with rk.subscribe("looks") as messages:
+        assert repr(messages) == "<raskid.Subscription to 'looks': open, 0 waiting, 0 dropped>"
+    assert repr(messages) == "<raskid.Subscription to 'looks': closed, 0 waiting, 0 dropped>"
+    with rk.subscribe("looks", print) as messages:
+        assert "called back" in repr(messages)
+
+
+@pytest.mark.parametrize("limit", ["3", -1, [], True])
+def test_wrong_limits_are_named(rk, limit):
+    with rk.subscribe("limits") as messages:
+        for call in (lambda: messages.get(limit), lambda: messages.close(limit)):
+            with pytest.raises((TypeError, ValueError), match="timeout is a number of seconds"):
+                call()
+        assert not messages.closed
+        rk.publish("limits", 1)
+        assert messages.get(float("inf")).value == 1
+
+
+def test_async_for_over_a_subscription_of_a_blocking_session(rk, other):
+    """The coroutine is woken from the thread that reads, though nothing else happens in its loop."""
+    seen = []
+
+    async def read():
+        async with asyncio.timeout(5):
+            async for message in messages:
+                seen.append(message.value)
+
+    with rk.subscribe("woken") as messages:
+        reader = threading.Thread(target=lambda: asyncio.run(read()))
+        reader.start()
+        for number in range(3):
+            until(lambda: messages._waiters)
+            other.publish("woken", number)
+            until(lambda number=number: len(seen) == number + 1)
+        until(lambda: messages._waiters)
+    reader.join(5)
+    assert seen == [0, 1, 2] and not reader.is_alive(), "the end is told as well"
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_cancelled_reader_passes_its_message_on(rk, elsewhere):
+    """1. Two coroutines wait. 2. A message wakes the first, from this thread or from another. 3. The first is cancelled
+    before it runs: the second gets the message."""
+
+    async def main():
+        first, second = (asyncio.ensure_future(anext(messages)) for _ in range(2))
+        while len(messages._waiters) < 2:
+            await asyncio.sleep(0)
+        if elsewhere:
+            thread = threading.Thread(target=rk.publish, args=("passed", 1))
+            thread.start()
+            thread.join(5)
+        else:
+            rk.publish("passed", 1)
+        assert len(messages._waiters) == 1
+        first.cancel()
+        async with asyncio.timeout(5):
+            assert (await second).value == 1
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    with rk.subscribe("passed") as messages:
+        # So that the next one comes without the help of a loop.
+        rk.publish("passed", 0)
+        messages.get(5)
+        asyncio.run(main())
+
+
+def test_several_threads_read_one_subscription(rk, other):
+    """Each message goes to one of them, credit is given back for each, and the end reaches all."""
+    count, readers = 2000, 4
+    got = [[] for _ in range(readers)]
+
+    def read(into):
+        for message in messages:
+            into.append(message.value)
+
+    messages = rk.subscribe("several", capacity=8)
+    threads = [threading.Thread(target=read, args=(into,)) for into in got]
+    for thread in threads:
+        thread.start()
+    for number in range(count):
+        other.publish("several", number)
+    until(lambda: sum(map(len, got)) == count)
+    messages.close()
+    for thread in threads:
+        thread.join(5)
+        assert not thread.is_alive()
+    assert sorted(value for into in got for value in into) == list(range(count))
+    assert all(into == sorted(into) for into in got)
+    assert messages.dropped == 0 and messages.get(0) is None
+
+
+def test_the_end_of_the_session_is_told_by_get_and_ends_loops(head, other):
+    rk = head.session()
+    messages = rk.subscribe("orphaned")
+    other.publish("orphaned", 1)
+    until(lambda: bool(messages._messages))
+    rk.close()
+    assert messages.get().value == 1, "what had come is still there"
+    with pytest.raises(SessionClosed, match=r"no more messages on 'orphaned'.*closed"):
+        messages.get()
+    assert list(messages) == []
+
+    async def read():
+        return [message async for message in messages]
+
+    assert asyncio.run(read()) == []
+    messages.close()
+
+
+def test_a_thread_that_waits_hears_of_the_end_of_the_session(head):
+    rk = head.session()
+    messages = rk.subscribe("waits")
+    seen = []
+
+    def read():
+        try:
+            messages.get()
+        except SessionClosed as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    rk.close()
+    thread.join(5)
+    assert not thread.is_alive() and len(seen) == 1
+
+
+def test_closing_in_another_thread_frees_who_waits(rk):
+    messages = rk.subscribe("freed")
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(messages.get()))
+    thread.start()
+    messages.close()
+    thread.join(5)
+    assert seen == [None]
+
+
+def test_a_close_that_is_not_confirmed_says_so(rk, head, monkeypatch):
+    monkeypatch.setattr("raskid.client.messages.ANSWER_S", 0.05)
+    messages = rk.subscribe("unconfirmed")
+    head.mute.add(DeleteRecord)
+    try:
+        with pytest.raises(WaitTimeout, match="did not confirm the end of a subscription to 'unconfirmed'"):
+            messages.close(0)
+    finally:
+        head.mute.clear()
+    assert messages.closed
+
+
+def test_leaving_a_subscription_in_asyncio(head):
+    async def main():
+        async with head.session() as rk:
+            messages = await rk.subscribe("left")
+            with pytest.raises(WrongThread, match=r"await subscription\.aclose\(\)"):
+                messages.close()
+            assert not messages.closed
+            await messages.aclose()
+            assert messages.closed
+            await messages.aclose()
+            async with await rk.subscribe("left") as messages:
+                await rk.publish("left", 1)
+                assert (await anext(messages)).value == 1
+            assert messages.closed
+            assert [message async for message in messages] == []
+            assert "reactions:left" not in rk.session.subscriptions
+
+    asyncio.run(main())
+
+
+def test_messages_that_go_to_a_callback_cannot_be_read(rk):
+    with rk.subscribe("called", print) as messages, pytest.raises(TypeError, match="'called' go to a callback"):
+        messages.get(0)
+
+
+@pytest.mark.parametrize("in_loop", [False, True])
+def test_coroutine_functions_are_called_back_in_order(head, in_loop, capfd):
+    seen = []
+    running = 0
+    done = threading.Event()
+
+    async def callback(message):
+        nonlocal running
+        running += 1
+        assert running == 1, "one at a time"
+        for _ in range(3):
+            await asyncio.sleep(0)
+        running -= 1
+        seen.append(message.value)
+        if len(seen) == 20:
+            done.set()
+        if message.value == 5:
+            raise ValueError("in the coroutine")
+
+    async def main():
+        async with head.session() as rk, await rk.subscribe("coroutine", callback, capacity=2):
+            async with asyncio.timeout(5):
+                for number in range(20):
+                    await rk.publish("coroutine", number)
+                while not done.is_set():
+                    await asyncio.sleep(0.001)
+
+    if in_loop:
+        asyncio.run(main())
+    else:
+        with head.session() as rk, rk.subscribe("coroutine", callback, capacity=2):
+            for number in range(20):
+                rk.publish("coroutine", number)
+            assert done.wait(5)
+    assert seen == list(range(20)), "credit was given back for each"
+    assert "in the coroutine" in capfd.readouterr().err
