@@ -318,10 +318,11 @@ class Runner:
                     del self._recalled[next(iter(self._recalled))]
             running = self.running
             if running is not None and running.spec.task == name and running.attempt <= attempt:
-                # The node saw us start it, perhaps, and believes that it runs. (It need not be in the table any more:
-                # a later attempt may have taken its place there.)
                 self.running = None
-                effects.append(Record(name, running.attempt, False, 0.0, running.client, b"", started=False))
+            # Whatever the node has seen of it (the start of an earlier attempt, or of this one, which stops before its
+            # first step), this attempt never runs from here on, be it still on its way. Where the node has said so
+            # already, or an outcome came before, this is no news to the manager.
+            effects.append(Record(name, attempt, False, 0.0, PeerId(""), b"", started=False))
             task = self._tasks.get(name)
             if task is None or task.placement.attempt > attempt:
                 continue

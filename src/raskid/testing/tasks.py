@@ -190,6 +190,8 @@ class Worker(Node):
         """The runner."""
         self.rung = 0
         self.stopping = False
+        #: The task whose function runs now.
+        self.inside: TaskId | None = None
         self.machine = Runner(PeerRef(self.name, self.incarnation, (SCHEME + self.name,)))
         return [self.machine]
 
@@ -261,6 +263,7 @@ class Worker(Node):
                 self.after_event()
                 return
         self.world.runs.append((self.name, self.incarnation, placement))
+        self.inside = placement.spec.task
         seconds = msgspec.msgpack.decode(placement.spec.arguments, type=Work).seconds
         self.world.later(seconds, None, f"{self} ends task {placement.spec.task}", lambda: self.finish(placement))
 
@@ -272,6 +275,7 @@ class Worker(Node):
             self.world.later(0.01, None, f"{self} is suspended", lambda: self.finish(placement))
             return
         ok, value = self.execute(placement)
+        self.inside = None
         seconds = msgspec.msgpack.decode(placement.spec.arguments, type=Work).seconds
         # Half the time look at the connections before the next task, as after one that took long.
         look = self.busy = self.world.random.random() < 0.5
@@ -356,6 +360,10 @@ class Client(Node):
         """Note outcomes."""
         if type(effect) is TaskResolved or type(effect) is TaskEnded:
             self.results[effect.task].append(effect)
+            if isinstance(effect, TaskEnded) and effect.code == "TaskCancelled":
+                self.world.cancelled[effect.task] = len(self.world.runs)
+                inside = [worker for worker in self.world.workers() if worker.inside == effect.task]
+                self.world.check(not inside, f"task {effect.task} is said to be cancelled, and runs on {inside}")
             self.world.check(len(self.results[effect.task]) == 1, f"{self}: {self.results[effect.task]}")
         else:
             super().on_effect(effect)
@@ -384,6 +392,8 @@ class TaskWorld(World):
         super().__init__(seed, lease_s, delay_s)
         #: Every start of a task: the runner, its incarnation, the placement.
         self.runs: list[tuple[PeerId, int, Placement]] = []
+        #: For each task that ended as cancelled, how many starts there had been by then.
+        self.cancelled: dict[TaskId, int] = {}
         #: Whom to tell when a runner has written an outcome of this task into its outbox.
         self.recorded: dict[TaskId, Callable[[Worker], None]] = {}
         self._hosts: set[PeerId] = {HEAD}
