@@ -130,7 +130,7 @@ def test_block_loses_nothing(seed: int) -> None:
         world.run_until(lambda got=got: len(got) >= total, 300.0, f"{node} has all of {total}")  # type: ignore[misc]
         world.run(1.0)
         for publisher, count in sent.items():
-            numbers = [int(it.body.split(b";")[0]) for it in got if it.publisher == publisher]
+            numbers = [int(it.bodies[0].split(b";")[0]) for it in got if it.publisher == publisher]
             world.check(numbers == list(range(count)), f"{node} has {numbers} of {publisher}")
         world.check(not any(it.dropped for it in got), "something was reported as dropped")
     check_quiet(world)
@@ -153,7 +153,7 @@ def test_drops_are_counted(seed: int, overflow: str) -> None:
     world.run(30.0)
     b.unsubscribe("t", subscription)
     world.run_until(lambda: subscription in b.ended, 300.0, "the publisher says that it has ended")
-    got = [int(it.body) for it in b.arrived[subscription]]
+    got = [int(it.bodies[0]) for it in b.arrived[subscription]]
     dropped = sum(it.dropped for it in b.arrived[subscription]) + sum(it.dropped for it in b.ended[subscription])
     world.check(got == sorted(set(got)), f"out of order: {got}")
     world.check(len(got) + dropped == 100, f"{len(got)} arrived and {dropped} were dropped of 100")
@@ -194,7 +194,7 @@ def test_settled_subscriptions(seed: int) -> None:
         got = c.arrived[subscription]
         wanted = set(range(first, last))
         world.run_until(
-            lambda got=got, wanted=wanted: wanted <= {int(it.body) for it in got},  # type: ignore[misc]
+            lambda got=got, wanted=wanted: wanted <= {int(it.bodies[0]) for it in got},  # type: ignore[misc]
             300.0,
             "all messages published after settling have arrived",
         )
@@ -205,7 +205,7 @@ def test_settled_subscriptions(seed: int) -> None:
             publish_from_both()
             world.run(0.1)
         world.run(10.0)
-        late = [int(it.body) for it in got if int(it.body) >= after]
+        late = [int(it.bodies[0]) for it in got if int(it.bodies[0]) >= after]
         world.check(not late, f"{late} were published after the unsubscribe had settled")
         c.forget(subscription)
     check_quiet(world)
@@ -237,12 +237,12 @@ def test_topics_that_are_given_up_and_come_again(seed: int, monkeypatch: pytest.
                 world.run_until(lambda request=request: request in c.replies, 300.0, "the subscribe settles")  # type: ignore[misc]
         got = c.arrived[subscription]
         world.run_until(
-            lambda got=got, wanted=wanted: wanted <= {int(it.body) for it in got},  # type: ignore[misc]
+            lambda got=got, wanted=wanted: wanted <= {int(it.bodies[0]) for it in got},  # type: ignore[misc]
             300.0,
             "all messages published after settling have arrived",
         )
         for publisher in (a, b):
-            mine = [int(it.body) for it in got if it.publisher == publisher.name]
+            mine = [int(it.bodies[0]) for it in got if it.publisher == publisher.name]
             world.check(mine == sorted(set(mine)), f"out of order or twice: {mine}")
         ending = c.unsubscribe(topic, subscription, settle_s=100.0)
         world.run_until(lambda ending=ending: ending in c.replies, 300.0, "the unsubscribe settles")  # type: ignore[misc]
@@ -322,7 +322,7 @@ def test_a_returning_incarnation_gets_its_messages(seed: int) -> None:
         world.run(world.random.uniform(0, 0.2))
     got = b.arrived[subscription]
     world.run_until(lambda: len(got) == 10, 60.0, "all arrive")
-    world.check([int(it.body) for it in got] == list(range(10)), f"{got}")
+    world.check([int(it.bodies[0]) for it in got] == list(range(10)), f"{got}")
 
 
 @seeds(6)
@@ -398,7 +398,7 @@ def test_a_link_moves_from_the_relay_to_a_direct_path(seed: int) -> None:
         got = reader.arrived[subscriptions[topic]]
         world.run_until(lambda got=got, topic=topic: len(got) >= sent[topic], 60.0, "all arrive")  # type: ignore[misc]
         world.run(1.0)
-        numbers = [int(it.body.split(b";")[0]) for it in got]
+        numbers = [int(it.bodies[0].split(b";")[0]) for it in got]
         world.check(numbers == list(range(sent[topic])), f"{reader} has {numbers}")
     check_quiet(world)
     world.check(link_of(a, b).doubled + link_of(b, a).doubled > 0, "no frame came twice: this test tests nothing")

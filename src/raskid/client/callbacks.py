@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from raskid.client.loops import is_coroutine
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
     from raskid.client.engine import Engine
 
+#: The arguments of one call, and what to call with the same when the callback is through with them.
+_Call = tuple[tuple[Any, ...], Callable[..., None]]
 
-def _nothing() -> None:
+
+def _nothing(*args: Any) -> None:
     return
 
 
@@ -29,31 +32,65 @@ class Callback:
     def __init__(self, engine: Engine, function: Callable[..., Any]) -> None:
         self._engine = engine
         self._function = function
-        #: In an event loop: the coroutine that runs, and what came meanwhile. Only the loop's thread touches them.
+        #: In an event loop: the coroutine that runs.
         self._task: asyncio.Task[None] | None = None
-        self._later: deque[tuple[tuple[Any, ...], Callable[[], None]]] = deque()
+        #: What waits behind a call that has not ended. Only whoever calls callbacks touches it: one thread at a time.
+        self._later: deque[_Call] = deque()
 
-    def call_soon(self, *args: Any, then: Callable[[], None] = _nothing) -> None:
-        """Call it with these arguments when its turn comes, and `then()` when it is through with them."""
-        self._engine.call_soon(self._call, args, then)
+    def call_soon(self, *args: Any, then: Callable[..., None] = _nothing) -> None:
+        """Call it with these arguments when its turn comes, and `then(*args)` when it is through with them."""
+        self._engine.call_soon(self._call_each, (args,), then)
 
-    def _call(self, args: tuple[Any, ...], then: Callable[[], None]) -> None:
-        if self._task is not None:
-            self._later.append((args, then))
+    def call_each(self, calls: Iterable[tuple[Any, ...]], then: Callable[..., None] = _nothing) -> None:
+        """As `call_soon`, for one tuple of arguments after the other."""
+        self._engine.call_soon(self._call_each, calls, then)
+
+    def _call_each(self, calls: Iterable[tuple[Any, ...]], then: Callable[..., None]) -> None:
+        if self._task is not None or self._later:
+            self._later.extend((args, then) for args in calls)
+            self._go_on()
             return
-        coroutine = self._start(args, then)
-        if coroutine is None:
-            return
+        left = iter(calls)
+        try:
+            for args in left:
+                coroutine = self._start(args, then)
+                if coroutine is not None:
+                    self._later.extend((args, then) for args in left)
+                    self._run(coroutine, args, then)
+                    self._go_on()
+        except BaseException:
+            # Not even SystemExit ends more than this call: the rest follows, ahead of what came later.
+            self._later.extend((args, then) for args in left)
+            if self._later:
+                self._engine.call_soon(self._go_on)
+            raise
+
+    def _go_on(self) -> None:
+        """Make the calls that wait, unless a coroutine runs, which sees to that."""
+        later = self._later
+        try:
+            while later and self._task is None:
+                args, then = later.popleft()
+                coroutine = self._start(args, then)
+                if coroutine is not None:
+                    self._run(coroutine, args, then)
+        except BaseException:
+            if later:
+                self._engine.call_soon(self._go_on)
+            raise
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any], args: tuple[Any, ...], then: Callable[..., None]) -> None:
+        """Run a coroutine to its end, or let the event loop do so."""
         loop = self._engine.loop
         if loop is None:
             # On a callback thread, which no loop uses.
             import asyncio
 
-            asyncio.run(self._finish(coroutine, then))
+            asyncio.run(self._finish(coroutine, args, then))
         else:
-            self._task = loop.create_task(self._go_on(coroutine, then))
+            self._task = loop.create_task(self._finish_all(coroutine, args, then))
 
-    def _start(self, args: tuple[Any, ...], then: Callable[[], None]) -> Coroutine[Any, Any, Any] | None:
+    def _start(self, args: tuple[Any, ...], then: Callable[..., None]) -> Coroutine[Any, Any, Any] | None:
         """Call the function; a coroutine that it returns is still to be run."""
         value = None
         try:
@@ -61,30 +98,38 @@ class Callback:
         except Exception:
             traceback.print_exc()
         except BaseException:
-            then()
+            then(*args)
             raise
         if value is not None and is_coroutine(value):
             coroutine: Coroutine[Any, Any, Any] = value
             return coroutine
-        then()
+        then(*args)
         return None
 
-    async def _finish(self, coroutine: Coroutine[Any, Any, Any], then: Callable[[], None]) -> None:
+    async def _finish(
+        self, coroutine: Coroutine[Any, Any, Any], args: tuple[Any, ...], then: Callable[..., None]
+    ) -> None:
         try:
             await coroutine
         except Exception:
             traceback.print_exc()
         finally:
-            then()
+            then(*args)
 
-    async def _go_on(self, coroutine: Coroutine[Any, Any, Any] | None, then: Callable[[], None]) -> None:
+    async def _finish_all(
+        self, coroutine: Coroutine[Any, Any, Any] | None, args: tuple[Any, ...], then: Callable[..., None]
+    ) -> None:
+        """Run a coroutine, and what has come to wait for its end."""
         try:
             while True:
                 if coroutine is not None:
-                    await self._finish(coroutine, then)
+                    await self._finish(coroutine, args, then)
                 if not self._later:
                     return
                 args, then = self._later.popleft()
                 coroutine = self._start(args, then)
         finally:
             self._task = None
+            if self._later:
+                # It was cancelled, or SystemExit ended it.
+                self._engine.call_soon(self._go_on)

@@ -142,7 +142,8 @@ class Connection:
         self._head_joined = False
         self.head: PeerId | None = None
         self._known_codes = self._submitter.codes
-        self.engine = Engine(self.driver, self._submitter.flush)
+        submitter, messaging = self._submitter, self._messaging
+        self.engine = Engine(self.driver, lambda: [*submitter.flush(), *messaging.collect()])
         # The threads hold the engine, so it must not hold the session: one that nobody has any more is to end.
         driver = self.driver
         self.engine.on_release = lambda tasks: driver.handle(ReleaseValues(tasks))

@@ -6,14 +6,16 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from raskid.client.callbacks import Callback
 from raskid.client.checks import check_limit, check_seconds
 from raskid.client.futures import Future
 from raskid.client.loops import running_loop
 from raskid.client.waiting import result_in, result_of
+from raskid.core.effects import Arrived
 from raskid.core.events import Unsubscribed
 from raskid.model.errors import SessionClosed, WaitTimeout, WrongThread
 from raskid.model.ids import PeerId, RequestId
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 ANSWER_S = 5.0
 
 
-class Message:
+class Message(msgspec.Struct, eq=False):
     """One published message.
 
     Attributes:
@@ -39,15 +41,14 @@ class Message:
         dropped: How many messages of that publisher the subscription's policy left out just before this one.
     """
 
-    __slots__ = ("_args", "_body", "_fields", "dropped", "publisher", "topic")
-
-    def __init__(self, topic: str, publisher: PeerId, body: bytes, dropped: int) -> None:
-        self.topic = topic
-        self.publisher = publisher
-        self.dropped = dropped
-        self._body: bytes | None = body
-        self._args: tuple[Any, ...] = ()
-        self._fields: dict[str, Any] = {}
+    topic: str
+    publisher: PeerId
+    dropped: int
+    _body: bytes | None
+    #: How many messages the publisher gets credit for when this one has been taken.
+    _credit: int = 0
+    _args: tuple[Any, ...] = ()
+    _fields: dict[str, Any] | None = None
 
     def _open(self) -> None:
         if self._body is not None:
@@ -57,13 +58,16 @@ class Message:
     @property
     def args(self) -> tuple[Any, ...]:
         """The positional values."""
-        self._open()
+        if self._body is not None:
+            self._open()
         return self._args
 
     @property
     def fields(self) -> dict[str, Any]:
         """The named values."""
         self._open()
+        if self._fields is None:
+            self._fields = {}
         return self._fields
 
     @property
@@ -127,25 +131,36 @@ class Subscription:
         #: The session ended before the subscription did.
         self._orphaned = False
         self._callback = Callback(session.engine, callback) if callback is not None else None
-        #: What was taken of each publisher's messages and not reported yet. A publisher hears of it in batches; until
-        #: then its credit only looks smaller than it is.
-        self._taken: dict[PeerId, int] = {}
+        #: How many messages of each publisher came since the last one that carries credit. A publisher hears of what
+        #: was taken in batches; until then its credit only looks smaller than it is.
+        self._uncredited: dict[PeerId, int] = {}
         self._batch = max(1, capacity // 2)
-        # The session's lock guards these two, and `_taken`.
+        #: The session's lock guards what is added; taking one message off is atomic by itself.
         self._messages: deque[Message] = deque()
+        #: The session's lock guards it.
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     # ── by the session, under its lock ──
 
-    def arrived(self, message: Message) -> None:
-        """A message came."""
-        self.dropped += message.dropped
-        callback = self._callback
-        if callback is not None:
-            callback.call_soon(message, then=partial(self._took, message.publisher))
+    def arrived(self, arrived: Arrived) -> None:
+        """Messages came."""
+        topic, publisher, dropped = arrived.topic, arrived.publisher, arrived.dropped
+        messages = [Message(topic, publisher, 0, body) for body in arrived.bodies]
+        if not messages:
             return
-        self._messages.append(message)
-        if self._waiters:
+        if dropped:
+            self.dropped += dropped
+            messages[0].dropped = dropped
+        uncredited = self._uncredited.get(publisher, 0) + len(messages)
+        if uncredited >= self._batch:
+            messages[-1]._credit = uncredited
+            uncredited = 0
+        self._uncredited[publisher] = uncredited
+        if self._callback is not None:
+            self._callback.call_each([(message,) for message in messages], self._through)
+            return
+        self._messages.extend(messages)
+        for _ in range(min(len(messages), len(self._waiters))):
             self._wake_one()
 
     @property
@@ -198,34 +213,19 @@ class Subscription:
 
     # ── taking messages ──
 
-    def _took(self, publisher: PeerId) -> None:
-        """A reader is through with a message of this publisher."""
-        with self._session.engine.lock:
-            taken = self._count(publisher)
-        if taken:
-            self._session.took(self, publisher, taken)
-
-    def _count(self, publisher: PeerId) -> int:
-        """Under the lock: count one message; how many the publisher is to hear of now, if any."""
-        taken = self._taken.get(publisher, 0) + 1
-        if taken < self._batch:
-            self._taken[publisher] = taken
-            return 0
-        self._taken[publisher] = 0
-        return taken
+    def _through(self, message: Message) -> None:
+        """A reader has taken a message, or a callback is through with it."""
+        if message._credit:
+            self._session.took(self, message.publisher, message._credit)
 
     def _pop(self) -> Message | None:
         """The next message, if one is here."""
-        if not self._messages:
-            return None
-        with self._session.engine.lock:
-            # Another thread may have been faster.
-            if not self._messages:
-                return None
+        try:
             message = self._messages.popleft()
-            taken = self._count(message.publisher)
-        if taken:
-            self._session.took(self, message.publisher, taken)
+        except IndexError:
+            return None
+        if message._credit:
+            self._through(message)
         return message
 
     def _look(self) -> bool:
@@ -237,7 +237,9 @@ class Subscription:
         return self
 
     def __next__(self) -> Message:
-        message = self._next(None)
+        message = self._pop() if self._callback is None else None
+        if message is None:
+            message = self._next(None)
         if message is None:
             raise StopIteration
         return message

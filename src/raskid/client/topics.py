@@ -94,7 +94,7 @@ class Topics(Connection):
     def _on_arrived(self, effect: Arrived) -> None:
         subscription = self.subscriptions.get(effect.subscription)
         if subscription is not None:
-            subscription.arrived(Message(effect.topic, effect.publisher, effect.body, effect.dropped))
+            subscription.arrived(effect)
 
     def _on_publisher_ended(self, effect: PublisherEnded) -> None:
         subscription = self.subscriptions.get(effect.subscription)

@@ -79,12 +79,12 @@ class Introduce(Effect, frozen=True):
 
 
 class Arrived(Effect, frozen=True, gc=False):
-    """A message of a subscription made here."""
+    """Messages of a subscription made here, in order; `dropped` counts what was left out before the first."""
 
     subscription: RequestId
     publisher: PeerId
     topic: str
-    body: bytes
+    bodies: list[bytes]
     dropped: int
 
 

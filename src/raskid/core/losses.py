@@ -23,17 +23,8 @@ class Losses:
         self._pool = pool
         self._tasks = graph.tasks
 
-    def on_cancelled(self, peer: PeerId, message: TasksCancelled) -> None:
-        """A runner has left tasks out."""
-        entries = []
-        for task in message.tasks:
-            entry = self._tasks.get(task)
-            if entry is not None and entry.state is PLACED and entry.runner is not None and entry.runner.peer == peer:
-                entries.append(entry)
-        self._take_off(entries)
-
-    def on_recalled(self, node: PeerId, message: TasksRecalled) -> None:
-        """A node has taken tasks back from a runner."""
+    def on_recalled(self, peer: PeerId, message: TasksRecalled) -> None:
+        """A node has taken tasks back from a runner, or the runner has left them out."""
         runner = self._pool.runners.get(message.runner)
         if runner is None or runner.ref.incarnation != message.incarnation:
             return

@@ -5,6 +5,10 @@ Each target has credit: how many messages may be on their way to the subscriber'
 wait here under the subscription's overflow policy, and what the policy leaves out is counted and reported with the
 next message. The order per publisher and subscription is that of publishing.
 
+What is published in quick succession is collected for each target, and travels as one `Deliver`, so that most of what a
+message costs is paid once for many. Whoever asks this machine directly, with `publish`, calls `collect` before it
+writes; everything else here sends what was collected before it says anything more to the same target.
+
 Topics that nobody reacts to are followed too, up to `IDLE_MAX` of them, so that their publishes cost no more than the
 look-up; beyond that the one that became idle first is given up, and asked for again when it is published next.
 """
@@ -36,14 +40,18 @@ from raskid.protocol.reactions import BLOCK, DELIVER, DROP_NEWEST, LATEST, decod
 EARLY_MAX = 10_000
 #: Topics that are followed although nobody reacts to them.
 IDLE_MAX = 10_000
+#: One `Deliver` has no more messages than this, so that their reader gives credit in between,
+BODIES_MAX = 128
+#: nor more bytes, unless it holds one message only. A message this long is not collected.
+BODIES_BYTES_MAX = 64 * 1024
 
 
 class Target:
     """One subscriber of a topic published here."""
 
     __slots__ = (
-        "capacity", "credit", "dropped", "dropped_all", "incarnation", "number", "overflow", "peer", "queue",
-        "subscription", "topic",
+        "bodies", "bodies_bytes", "bodies_dropped", "capacity", "credit", "dropped", "dropped_all", "incarnation",
+        "number", "overflow", "peer", "queue", "subscription", "topic",
     )  # fmt: skip
 
     def __init__(self, topic: str, subscription: RequestId, ref: PeerRef, capacity: int, overflow: str) -> None:
@@ -59,8 +67,34 @@ class Target:
         #: is credit. Their numbers rise, and `number` is the last one given.
         self.queue: deque[tuple[int, bytes, bool]] = deque()
         self.number = 0
+        #: Messages that have had their credit and are to be sent together, and what was left out before the first.
+        self.bodies: list[bytes] = []
+        self.bodies_bytes = 0
+        self.bodies_dropped = 0
         self.dropped = 0
         self.dropped_all = 0
+
+    def add(self, body: bytes, effects: list[Effect]) -> bool:
+        """Collect a message, for which there is credit; returns whether it is the first of its collection."""
+        bodies, size = self.bodies, len(body)
+        if bodies and (self.dropped or len(bodies) >= BODIES_MAX or self.bodies_bytes + size > BODIES_BYTES_MAX):
+            effects.append(self.take())
+            bodies = self.bodies
+        begins = not bodies
+        if begins:
+            self.bodies_dropped, self.dropped = self.dropped, 0
+        bodies.append(body)
+        self.bodies_bytes += size
+        self.credit -= 1
+        return begins
+
+    def take(self) -> Send:
+        """What was collected (there is something), as one message."""
+        # The replica's name of the topic is plain text; the publisher's may be of a subclass.
+        message = Deliver(self.subscription, self.topic, self.bodies, self.bodies_dropped)
+        self.bodies = []
+        self.bodies_bytes = 0
+        return Send(self.peer, message)
 
     def leave_out(self, count: int = 1) -> None:
         """Count what the policy drops."""
@@ -116,6 +150,8 @@ class Messaging:
         self._early: dict[str, list[bytes]] = {}
         self._early_dropped: dict[str, int] = {}
         self._targets: dict[RequestId, Target] = {}
+        #: Targets with something collected, in the order in which that began; also some without.
+        self._collected: list[Target] = []
         self._subscriptions: set[RequestId] = set()
         #: Messages that were left out before it was known who reacts to their topic.
         self.dropped_early = 0
@@ -128,7 +164,7 @@ class Messaging:
         if kind is Received:
             return self._on_message(event.peer, event.message)
         if kind is Publish:
-            return self.publish(event.topic, event.body)
+            return [*self.publish(event.topic, event.body), *self.collect()]
         if kind is Took:
             return self._on_took(event)
         if kind is Announce:
@@ -166,15 +202,24 @@ class Messaging:
                 self._early_dropped[topic] = self._early_dropped.get(topic, 0) + 1
             return effects
         effects = []
+        size = len(body)
         for target in plan:
-            if target.credit > 0 and not target.queue:
-                target.credit -= 1
-                # The replica's name of the topic is plain text; the publisher's may be of a subclass.
-                effects.append(Send(target.peer, Deliver(target.subscription, target.topic, body, target.dropped)))
-                target.dropped = 0
-            else:
+            if target.credit <= 0 or target.queue:
                 target.enqueue(body, waits and target.overflow == BLOCK)
+                continue
+            if target.add(body, effects):
+                self._collected.append(target)
+            if size > BODIES_BYTES_MAX:
+                # At once: should it be too long to be sent at all, its publisher is to hear of it.
+                effects.append(target.take())
         return effects
+
+    def collect(self) -> list[Effect]:
+        """What was published since the last call, and is to be sent now."""
+        if not self._collected:
+            return []
+        collected, self._collected = self._collected, []
+        return [target.take() for target in collected if target.bodies]
 
     def blocked(self, topic: str) -> list[Target]:
         """Targets whose policy is to block the publisher, and for which messages wait."""
@@ -182,17 +227,22 @@ class Messaging:
 
     def waits(self, present: Callable[[PeerId], bool]) -> bool:
         """Whether messages wait here: for the replica of their topic, or for room at a subscriber that is present."""
-        return any(self._early.values()) or any(t.queue and present(t.peer) for t in self._targets.values())
+        return any(self._early.values()) or any(
+            (t.queue or t.bodies) and present(t.peer) for t in self._targets.values()
+        )
 
     def _drain(self, target: Target) -> list[Effect]:
+        """Send what waits for credit, as far as there is some."""
+        if not target.queue or target.credit <= 0:
+            return []
         effects: list[Effect] = []
         number = 0
+        # What was collected had its credit before, and comes first.
         while target.queue and target.credit > 0:
-            target.credit -= 1
             number, body, _ = target.queue.popleft()
-            effects.append(Send(target.peer, Deliver(target.subscription, target.topic, body, target.dropped)))
-            target.dropped = 0
-        if number and target.overflow == BLOCK:
+            target.add(body, effects)
+        effects.append(target.take())
+        if target.overflow == BLOCK:
             effects.append(RoomMade(target.subscription, number))
         return effects
 
@@ -221,6 +271,7 @@ class Messaging:
         if present is None:
             for body in self._early.pop(topic, ()):
                 effects += self.publish(topic, body)
+            effects += self.collect()
             left_out = self._early_dropped.pop(topic, 0)
             for target in old.values():
                 target.leave_out(left_out)
@@ -261,14 +312,17 @@ class Messaging:
         return [Introduce(reaction.target)]
 
     def _finish(self, target: Target) -> list[Effect]:
+        effects: list[Effect] = [target.take()] if target.bodies else []
         target.leave_out(len(target.queue))
-        return [Send(target.peer, Delivered(target.subscription, target.dropped)), *self._drop(target)]
+        return [*effects, Send(target.peer, Delivered(target.subscription, target.dropped)), *self._drop(target)]
 
     def _drop(self, target: Target) -> list[Effect]:
         """Forget a target; whoever waits for room there waits no longer."""
         self._targets.pop(target.subscription, None)
         waited = bool(target.queue)
         target.queue.clear()
+        target.bodies = []
+        target.bodies_bytes = 0
         return [RoomMade(target.subscription, target.number)] if waited and target.overflow == BLOCK else []
 
     def _on_gone(self, peer: PeerId, incarnation: int) -> list[Effect]:
@@ -289,7 +343,7 @@ class Messaging:
         if type(message) is Deliver:
             if message.subscription not in self._subscriptions:
                 return []
-            return [Arrived(message.subscription, peer, message.topic, message.body, message.dropped)]
+            return [Arrived(message.subscription, peer, message.topic, message.bodies, message.dropped)]
         if type(message) is Consumed:
             target = self._targets.get(message.subscription)
             if target is None or target.peer != peer:
@@ -322,6 +376,8 @@ class Messaging:
                 assert self._targets[target.subscription] is target
                 assert 0 <= target.credit <= target.capacity
                 assert not target.queue or target.credit == 0
+                assert not target.bodies or target in self._collected
+                assert target.bodies_bytes == sum(map(len, target.bodies))
                 assert sum(not waited for _, _, waited in target.queue) <= max(target.capacity, 1)
                 numbers = [number for number, _, _ in target.queue]
                 assert numbers == sorted(numbers) and all(number <= target.number for number in numbers)

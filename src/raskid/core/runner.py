@@ -24,6 +24,7 @@ from raskid.protocol.messages import (
     Placement,
     RunTasks,
     TasksCancelled,
+    TasksRecalled,
     TaskValue,
 )
 
@@ -300,13 +301,23 @@ class Runner:
             self._forget_ask(name)
 
     def _on_cancel(self, peer: PeerId, message: CancelTasks) -> list[Effect]:
-        cancelled = []
+        direct: list[TaskId] = []
+        placed: list[tuple[TaskId, int]] = []
         for name in message.tasks:
             task = self._tasks.get(name)
             if task is not None and task.placement is not self.running:
                 self._leave(task)
-                cancelled.append(name)
-        return [Send(peer, TasksCancelled(cancelled))] if cancelled else []
+                if task.direct:
+                    direct.append(name)
+                else:
+                    # With the attempt: the manager may have placed the task again before it hears of this.
+                    placed.append((name, task.placement.attempt))
+        effects: list[Effect] = []
+        if direct:
+            effects.append(Send(peer, TasksCancelled(direct)))
+        if placed:
+            effects.append(Send(peer, TasksRecalled(self.own.peer, self.own.incarnation, placed)))
+        return effects
 
     def _on_recalls(self, event: RecallsRead) -> list[Effect]:
         effects: list[Effect] = []

@@ -302,11 +302,11 @@ class TopicsListed(Message, frozen=True, array_like=True, tag=21):
 
 
 class Deliver(Message, frozen=True, array_like=True, tag=30):
-    """One published message. `dropped` counts messages left out just before it by the subscription's policy."""
+    """Published messages, in order. `dropped` counts what the subscription's policy left out just before the first."""
 
     subscription: RequestId
     topic: str
-    body: bytes
+    bodies: list[bytes]
     dropped: int = 0
 
 

@@ -115,9 +115,9 @@ class CancelTasks(Message, frozen=True, array_like=True, tag=56):
 
 
 class TasksCancelled(Message, frozen=True, array_like=True, tag=57):
-    """These tasks were not started and will not be; runner to manager, manager to client.
+    """To a client: these tasks were not started and will not be. From the manager; for direct tasks from the runner.
 
-    To a client, `started` names those that it wanted to cancel too late: they get an outcome like any other.
+    `started` names those that it wanted to cancel too late: they get an outcome like any other.
     """
 
     tasks: list[TaskId]
@@ -215,7 +215,10 @@ class RecallTasks(Message, frozen=True, array_like=True, tag=70):
 
 
 class TasksRecalled(Message, frozen=True, array_like=True, tag=71):
-    """Node to manager: the runner has not started these (task, attempt) and never will; `started` it may have."""
+    """To the manager: a runner has not started these (task, attempt) and never will; `started` it may have.
+
+    The node answers at once, the runner when it looks.
+    """
 
     runner: PeerId
     incarnation: int

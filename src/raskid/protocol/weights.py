@@ -17,6 +17,8 @@ from raskid.protocol.messages import BULK, Code, TaskSpec
 PLAIN = 64
 _BULK_PLAIN = 24
 _ID = 10
+#: A body without its bytes.
+_BODY = 5
 _OUTCOME = 128
 #: A character takes four bytes at most.
 _CHARACTER = 4
@@ -93,6 +95,11 @@ def _encoded(message: Any) -> int:
     return len(msgspec.msgpack.encode(message))
 
 
+def _deliver(message: wire.Deliver) -> int:
+    bodies = message.bodies
+    return _BULK_PLAIN + _CHARACTER * len(message.topic) + _BODY * len(bodies) + sum(map(len, bodies))
+
+
 def _carrying(field: str) -> Callable[[Any], int]:
     get = attrgetter(field)
     return lambda message: len(get(message)) + _BULK_PLAIN
@@ -104,6 +111,7 @@ _WEIGHERS: dict[type, Callable[[Any], int]] = {
     for name in ("body", "value", "data")
     if name in kind.__struct_fields__
 } | {
+    wire.Deliver: _deliver,
     wire.SubmitTasks: _submit,
     wire.RunTasks: _run,
     wire.ListState: _list_state,

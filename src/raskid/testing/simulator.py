@@ -224,9 +224,14 @@ class Node:
         world = self.world
         kind = type(effect)
         if kind is Arrived:
-            self.arrived.setdefault(effect.subscription, []).append(effect)
             took = Took(effect.subscription, effect.publisher, 1)
-            world.later(world.random.uniform(0, self.take_s), self, "take", lambda: world.handle(self, took))
+            for number, body in enumerate(effect.bodies):
+                # One by one, as their reader takes them.
+                one = Arrived(
+                    effect.subscription, effect.publisher, effect.topic, [body], 0 if number else effect.dropped
+                )
+                self.arrived.setdefault(effect.subscription, []).append(one)
+                world.later(world.random.uniform(0, self.take_s), self, "take", lambda: world.handle(self, took))
         elif kind is PublisherEnded:
             self.ended.setdefault(effect.subscription, []).append(effect)
         elif kind is Replied:

@@ -14,14 +14,14 @@ from tests.unit.client.systems import until
 
 
 def test_a_message_says_which_fields_it_has():
-    message = Message("t", PeerId("p"), encode_body((1, 2), {"a": 3, "b": None}), 0)
+    message = Message("t", PeerId("p"), 0, encode_body((1, 2), {"a": 3, "b": None}))
     assert (message["a"], message["b"], message.value, message.args) == (3, None, 1, (1, 2))
     with pytest.raises(KeyError, match=r"message on 't' has no field 'c'; its fields are 'a', 'b'"):
         message["c"]
     with pytest.raises(TypeError, match=r"by name, got 0; this one on 't' has 2 without a name, in \.args"):
         message[0]
     with pytest.raises(KeyError, match="it has no fields"):
-        Message("t", PeerId("p"), encode_body((), {}), 0)["a"]
+        Message("t", PeerId("p"), 0, encode_body((), {}))["a"]
 
 
 def test_what_a_subscription_looks_like(rk):

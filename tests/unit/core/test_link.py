@@ -82,7 +82,7 @@ def test_all_messages_arrive_in_order_per_lane(actions: list[tuple[str, int, int
     pair = Pair()
     for number, (action, side, size) in enumerate(actions):
         if action == "bulk":
-            pair.send(side, Deliver(RequestId(number), "t", bytes(size)))
+            pair.send(side, Deliver(RequestId(number), "t", [bytes(size)]))
         elif action == "control":
             pair.send(side, PutRecord(RequestId(number), "shared:x", "r", bytes(size)))
         elif action == "move":
@@ -101,7 +101,7 @@ def test_all_messages_arrive_in_order_per_lane(actions: list[tuple[str, int, int
 
 def test_control_overtakes_a_large_message() -> None:
     pair = Pair()
-    pair.send(0, Deliver(RequestId(1), "t", bytes(10 * FRAGMENT_BYTES)))
+    pair.send(0, Deliver(RequestId(1), "t", [bytes(10 * FRAGMENT_BYTES)]))
     pair.move(0, 1)
     pair.send(0, Consumed(RequestId(2), 1))
     pair.drain()
@@ -110,7 +110,7 @@ def test_control_overtakes_a_large_message() -> None:
 
 def test_what_closes_bulk_stays_behind_it() -> None:
     pair = Pair()
-    pair.send(0, Deliver(RequestId(1), "t", bytes(3 * FRAGMENT_BYTES)))
+    pair.send(0, Deliver(RequestId(1), "t", [bytes(3 * FRAGMENT_BYTES)]))
     pair.send(0, Delivered(RequestId(1)))
     pair.drain()
     assert [type(it) for it in pair.got[1]] == [Deliver, Delivered]
@@ -119,7 +119,7 @@ def test_what_closes_bulk_stays_behind_it() -> None:
 def test_bulk_waits_at_the_window_and_acknowledgements_free_memory() -> None:
     pair = Pair()
     for number in range(200):
-        pair.send(0, Deliver(RequestId(number), "t", bytes(FRAGMENT_BYTES)))
+        pair.send(0, Deliver(RequestId(number), "t", [bytes(FRAGMENT_BYTES)]))
     link = pair.links[0]
     lost = link.take(1 << 30)
     assert WINDOW_BYTES <= link.unacked_bytes < WINDOW_BYTES + 2 * FRAGMENT_BYTES
@@ -223,7 +223,7 @@ def test_a_message_that_is_too_long_is_the_senders_mistake(monkeypatch: pytest.M
     pair = Pair()
     for message, kind in (
         (submit(1, 1_000_000), "SubmitTasks"),
-        (Deliver(RequestId(1), "t", bytes(1_000_000)), "Deliver"),
+        (Deliver(RequestId(1), "t", [bytes(1_000_000)]), "Deliver"),
     ):
         with pytest.raises(LocalProtocolError, match=rf"a {kind} of 1,000,\d\d\d bytes for peer b .* 1,000,000 bytes"):
             pair.links[0].send(message)
@@ -231,7 +231,7 @@ def test_a_message_that_is_too_long_is_the_senders_mistake(monkeypatch: pytest.M
     pair.send(0, submit(1, 999_000))
     for number in range(5):
         pair.send(0, submit(number, 990_000))
-        pair.send(0, Deliver(RequestId(1), "t", bytes(990_000)))
+        pair.send(0, Deliver(RequestId(1), "t", [bytes(990_000)]))
     pair.drain()
     assert len(pair.got[1]) == 11, "what the sender lets through, the receiver takes"
 
@@ -251,7 +251,7 @@ def test_frames_that_come_twice_count_once() -> None:
     pair = Pair()
     one, other = pair.links
     pair.send(0, Consumed(RequestId(1), 1))
-    pair.send(0, Deliver(RequestId(2), "t", b"x"))
+    pair.send(0, Deliver(RequestId(2), "t", [b"x"]))
     declared = other.received
     pair.move(0, 1 << 16)
     one.attach(declared, one.received)

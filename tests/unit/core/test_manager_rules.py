@@ -109,8 +109,10 @@ class World(RuleBasedStateMachine):
             self.recall(message)
         elif isinstance(message, CancelTasks):
             runner = self.runners[peer]
-            done = [task for task in message.tasks if runner.placements.pop(task, None) is not None]
-            self.tell(peer, TasksCancelled(done))
+            placements = [runner.placements.pop(task, None) for task in message.tasks]
+            left = [(placement.spec.task, placement.attempt) for placement in placements if placement is not None]
+            if left:
+                self.answers.append((peer, TasksRecalled(PeerId(peer), 1, left)))
         elif isinstance(message, TaskFailed):
             assert self.wanted[message.task] == peer
             self.resolved.add(message.task)
@@ -141,9 +143,10 @@ class World(RuleBasedStateMachine):
         self.answers.append((runner.node, answer))
 
     @precondition(lambda self: self.answers)
-    @rule()
-    def answer(self) -> None:
-        node, message = self.answers.pop(0)
+    @rule(newest=st.booleans())
+    def answer(self, newest: bool) -> None:
+        # Node and runner answer over links of their own, so in any order.
+        node, message = self.answers.pop(-1 if newest else 0)
         if message.runner in self.runners:
             self.tell(node, message)
 
@@ -286,7 +289,7 @@ class World(RuleBasedStateMachine):
 
     def step(self) -> bool:
         if self.answers:
-            self.answer()
+            self.answer(False)
             return True
         return any(
             task in runner.placements and self.execute(name, runner, task, True)

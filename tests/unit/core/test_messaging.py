@@ -65,8 +65,8 @@ def messages(effects: list[object]) -> list[Deliver]:
     return [it.message for it in effects if isinstance(it, Send) and isinstance(it.message, Deliver)]
 
 
-def deliver(body: bytes, dropped: int = 0) -> Deliver:
-    return Deliver(SUBSCRIPTION, "t", body, dropped)
+def deliver(*bodies: bytes, dropped: int = 0) -> Deliver:
+    return Deliver(SUBSCRIPTION, "t", list(bodies), dropped)
 
 
 def test_messages_published_early_wait_for_the_plan() -> None:
@@ -87,9 +87,9 @@ def test_without_credit_messages_wait() -> None:
 @pytest.mark.parametrize(
     ("overflow", "rest"),
     [
-        (DROP_OLDEST, [deliver(b"4", 1), deliver(b"5")]),
-        (DROP_NEWEST, [deliver(b"3", 1), deliver(b"4")]),
-        (LATEST, [deliver(b"5", 2)]),
+        (DROP_OLDEST, [deliver(b"4", b"5", dropped=1)]),
+        (DROP_NEWEST, [deliver(b"3", b"4", dropped=1)]),
+        (LATEST, [deliver(b"5", dropped=2)]),
     ],
 )
 def test_what_the_policy_leaves_out_is_reported(overflow: str, rest: list[Deliver]) -> None:
@@ -110,7 +110,7 @@ def test_the_end_of_an_older_incarnation_leaves_the_newer_one_alone() -> None:
     publisher.told(RecordPut(NAME, 2, record(ref=PeerRef(READER.peer, 2), name="6")))
     publisher.messaging.handle(PeerGone(READER.peer, 1), 0.0)
     publisher.messaging.check_invariants()
-    assert publisher.publish(b"1") == [Deliver(RequestId(6), "t", b"1")]
+    assert publisher.publish(b"1") == [Deliver(RequestId(6), "t", [b"1"])]
 
 
 @pytest.mark.parametrize("name", ["²", "-5", "x", "9" * 19, "1" * 1000, ""])
@@ -134,8 +134,8 @@ def test_a_subscriber_gives_credit_as_it_takes() -> None:
     messaging = Messaging(Lists(HUB))
     messaging.handle(Subscribed(SUBSCRIPTION, 4), 0.0)
     publisher = PeerId("p")
-    assert messaging.handle(Received(publisher, deliver(b"1", 2)), 0.0) == [
-        Arrived(SUBSCRIPTION, publisher, "t", b"1", 2)
+    assert messaging.handle(Received(publisher, deliver(b"1", dropped=2)), 0.0) == [
+        Arrived(SUBSCRIPTION, publisher, "t", [b"1"], 2)
     ]
     assert messaging.handle(Took(SUBSCRIPTION, publisher, 2), 0.0) == [Send(publisher, Consumed(SUBSCRIPTION, 2))]
     ended = messaging.handle(Received(publisher, Delivered(SUBSCRIPTION, 3)), 0.0)
@@ -159,7 +159,7 @@ def test_a_publisher_that_waits_keeps_its_place_in_the_queue() -> None:
     publisher.publish(b"0")
     wait(publisher, b"a", b"b", b"c")
     publisher.publish(b"1", b"2", b"3")
-    assert messages(publisher.told(Consumed(SUBSCRIPTION, 1))) == [deliver(b"a", 3)]
+    assert messages(publisher.told(Consumed(SUBSCRIPTION, 1))) == [deliver(b"a", dropped=3)]
     for body in (b"b", b"c"):
         assert messages(publisher.told(Consumed(SUBSCRIPTION, 1))) == [deliver(body)]
     assert publisher.told(Consumed(SUBSCRIPTION, 1)) == []
@@ -173,7 +173,10 @@ def test_whoever_gives_up_waiting_withdraws_its_own_message() -> None:
     assert target.withdraw(2)
     assert not target.withdraw(2)
     publisher.messaging.check_invariants()
-    assert publisher.told(Consumed(SUBSCRIPTION, 1)) == [Send(READER.peer, deliver(b"a", 1)), RoomMade(SUBSCRIPTION, 1)]
+    assert publisher.told(Consumed(SUBSCRIPTION, 1)) == [
+        Send(READER.peer, deliver(b"a", dropped=1)),
+        RoomMade(SUBSCRIPTION, 1),
+    ]
     assert publisher.told(Consumed(SUBSCRIPTION, 1)) == [Send(READER.peer, deliver(b"c")), RoomMade(SUBSCRIPTION, 3)]
 
 
@@ -220,7 +223,7 @@ def test_early_messages_that_are_too_many_are_reported_to_the_readers(monkeypatc
         messaging.handle(Publish("t", body), 0.0)
     assert messaging.dropped_early == 2
     assert messages(announce(messaging, lists, "t", record())) == [deliver(b"1")]
-    assert messages([*messaging.handle(Publish("t", b"4"), 0.0)]) == [deliver(b"4", 2)]
+    assert messages([*messaging.handle(Publish("t", b"4"), 0.0)]) == [deliver(b"4", dropped=2)]
 
 
 def test_a_topic_that_cannot_be_followed_leaves_out_what_was_early_and_counts_it() -> None:

@@ -13,6 +13,7 @@ from raskid.protocol.messages import (
     RunTasks,
     TasksCancelled,
     TaskSpec,
+    TasksRecalled,
     TaskValue,
 )
 
@@ -141,8 +142,15 @@ def test_cancelled_unless_it_runs() -> None:
     bench.run(place(1), place(2), place(3, "9@n/1"))
     bench.next()
     cancelled = bench.get(CancelTasks([TaskId(1), TaskId(2), TaskId(3), TaskId(4)]))
-    assert cancelled == [Send(PeerId("m"), TasksCancelled([TaskId(2), TaskId(3)]))]
+    assert cancelled == [Send(PeerId("m"), TasksRecalled(PeerId("n/0"), 1, [(TaskId(2), 1), (TaskId(3), 1)]))]
     bench.done()
+    assert bench.next() is None
+
+
+def test_a_direct_task_is_cancelled_for_its_client() -> None:
+    bench = Bench()
+    bench.run(place(1), peer="c")
+    assert bench.get(CancelTasks([TaskId(1)]), peer="c") == [Send(PeerId("c"), TasksCancelled([TaskId(1)]))]
     assert bench.next() is None
 
 

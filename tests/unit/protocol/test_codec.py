@@ -16,7 +16,7 @@ PLAIN = st.recursive(
 )
 
 
-@given(st.lists(st.builds(Deliver, st.integers(0, 2**63 - 1), st.text(), st.binary(), st.integers(0, 2**32))))
+@given(st.lists(st.builds(Deliver, st.integers(0, 2**63 - 1), st.text(), st.lists(st.binary()), st.integers(0, 2**32))))
 def test_what_goes_in_comes_out(batch: list[Deliver]) -> None:
     assert decode_batch(encode_batch([*batch])) == batch
 
@@ -31,7 +31,7 @@ def test_garbage_is_refused_or_is_a_batch(data: bytes) -> None:
 
 @given(st.integers(0, 200), st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_read(place: int, value: int) -> None:
-    data = bytearray(encode_batch([Deliver(RequestId(1), "topic", bytes(100)), Consumed(RequestId(2), 3)]))
+    data = bytearray(encode_batch([Deliver(RequestId(1), "topic", [bytes(100)]), Consumed(RequestId(2), 3)]))
     data[place % len(data)] = value
     try:
         decode_batch(data)
