@@ -30,7 +30,7 @@ def check_seconds(name: str, value: Any) -> float:
         TypeError: It is no number.
         ValueError: It is negative or not a number (NaN).
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{name} is a number of seconds, got {_shown(value)}")
     seconds = float(value)
     if not seconds >= 0:

@@ -115,6 +115,8 @@ class Engine:
         self._loop_thread = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        #: During a turn of IO in the event loop: what to call at its end.
+        self._turn_calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] | None = None
         self._workers = Workers(self)
         #: The threads on which callbacks run, as `threading.get_ident` names them.
         self.callback_threads = self._workers.idents
@@ -149,6 +151,11 @@ class Engine:
         if (apart > BURST_S and before > BURST_S) or self._unsent >= COLLECT_MAX:
             self.flush()
         elif not self.nudged:
+            self.nudge()
+
+    def settle(self) -> None:
+        """Somebody begins to wait, and need not wait for what is collected here."""
+        if self._unsent and not self.nudged:
             self.nudge()
 
     def flush(self) -> None:
@@ -219,7 +226,10 @@ class Engine:
         """See to it that the background thread takes a turn soon."""
         self.nudged = True
         if self.loop is not None:
-            self.loop.call_soon_threadsafe(self._on_loop)
+            if self._loop_thread == threading.get_ident():
+                self.loop.call_soon(self._on_loop)
+            else:
+                self.loop.call_soon_threadsafe(self._on_loop)
         elif self.in_step or (self.driving and self.driving != threading.get_ident()):
             self.driver.wake()
 
@@ -321,10 +331,14 @@ class Engine:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return
-            step(left)
-            self._notify()
+            # From here on a nudge wakes us; what came before it is written now.
+            self.nudged = False
             if self._unsent or self._releases:
                 self.flush()
+            step(left)
+            self._notify()
+        if self._unsent or self._releases:
+            self.flush()
 
     def check_alive(self) -> None:
         """Raise what ended the session, if it has ended.
@@ -379,6 +393,8 @@ class Engine:
         """Call a user's function on one of the session's background threads, or in its event loop."""
         if self.loop is None:
             self._workers.call(function, args)
+        elif self._turn_calls is not None and self._loop_thread == threading.get_ident():
+            self._turn_calls.append((function, args))
         elif running_loop() is self.loop:
             self.loop.call_soon(function, *args)
         else:
@@ -442,7 +458,24 @@ class Engine:
         if self.loop is None or self.closing:
             return
         self.nudged = False
-        self.driver.step(0)
+        loop = self.loop
+        calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._turn_calls = calls
+        try:
+            self.driver.turn()
+        finally:
+            self._turn_calls = None
+            # Here, and not by way of the loop, whose next turn would cost as much again.
+            while calls:
+                function, args = calls.popleft()
+                try:
+                    function(*args)
+                except Exception as error:
+                    loop.call_exception_handler({"message": f"exception in {function!r}", "exception": error})
+                except BaseException:
+                    for each in calls:
+                        loop.call_soon(each[0], *each[1])
+                    raise
         if self._unsent or self._releases:
             self.flush()
         else:

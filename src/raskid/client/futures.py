@@ -253,7 +253,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
                     if self._callbacks is None:
                         self._callbacks = []
                     self._callbacks.append(wake if self._engine.loop is loop else done)
-                    self._engine.prompt()
+                    self._engine.settle()
                 else:
                     wake(None)
             yield from waiter

@@ -238,12 +238,15 @@ class Requests(Connection):
 
     def request_nowait(self, name: str, /, *args: Any, timeout: float = 10.0, **fields: Any) -> Future:
         """As `request`, as a future; cancelling it tells the other side."""
-        name = check_name(name)
+        if type(name) is not str or name not in self._calls.providers:
+            # Not asked before.
+            name = check_name(name)
+            self.require(ROLE_MESSAGE, "asking a service")
         timeout = check_seconds("timeout", timeout)
         engine = self.engine
-        self.require(ROLE_MESSAGE, "asking a service")
         body = encode_body(args, fields)
-        future = _RequestFuture(engine, name=f"a request for {name!r}")
+        future = _RequestFuture(engine)
+        future.service = name
         future.pending = self._requests
         with engine.lock:
             self.still_alive()
@@ -256,8 +259,12 @@ class Requests(Connection):
 
 class _RequestFuture(Future):
     request: RequestId = RequestId(0)
+    service: str
     #: Where it is registered until it has its outcome.
     pending: dict[int, Future]
+
+    def _what(self) -> str:
+        return f"a request for {self.service!r}"
 
     def cancel(self) -> bool:
         """No longer wait for the answer, and tell the other side so. Returns False when there is one already."""

@@ -44,7 +44,7 @@ class Calls:
         self._lists = lists
         lists.observers[SERVICES] = self
         #: Service → who serves it; holds exactly the services that were called here, whose lists are followed.
-        self._providers: dict[str, list[PeerRef]] = {}
+        self.providers: dict[str, list[PeerRef]] = {}
         self._turn: dict[str, int] = {}
         self._pending: dict[RequestId, _Pending] = {}
         #: Holds (deadline, request) of every pending request, and of some that are over.
@@ -84,8 +84,8 @@ class Calls:
         pending = self._pending[event.request] = _Pending(event)
         heapq.heappush(self._deadlines, (event.deadline, event.request))
         effects: list[Effect] = []
-        if event.service not in self._providers:
-            self._providers[event.service] = []
+        if event.service not in self.providers:
+            self.providers[event.service] = []
             name = list_name(SERVICES, event.service)
             effects = self._lists.follow(name)
             replica = self._lists.replicas[name]
@@ -94,7 +94,7 @@ class Calls:
         return effects + self._dispatch(pending)
 
     def _dispatch(self, pending: _Pending) -> list[Effect]:
-        providers = self._providers[pending.service]
+        providers = self.providers[pending.service]
         if not providers:
             self._unsent.setdefault(pending.service, {})[pending.request] = pending
             return []
@@ -108,11 +108,11 @@ class Calls:
 
     def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
         """The providers of a service that was called here changed."""
-        if topic not in self._providers:
+        if topic not in self.providers:
             # Somebody here looks at this list, and nobody calls.
             return []
         effects = self._read(topic, replica)
-        if self._providers[topic]:
+        if self.providers[topic]:
             for pending in self._unsent.pop(topic, {}).values():
                 effects += self._dispatch(pending)
         elif topic not in self._unsent:
@@ -130,12 +130,12 @@ class Calls:
                 continue
             providers.append(provider.target)
             effects.append(Introduce(provider.target))
-        self._providers[topic] = providers
+        self.providers[topic] = providers
         return effects
 
     def _give_up(self, service: str) -> list[Effect]:
         """Names that nobody serves could be any number, and the hub keeps a list for each that is followed."""
-        del self._providers[service]
+        del self.providers[service]
         self._turn.pop(service, None)
         return self._lists.unfollow(list_name(SERVICES, service))
 
@@ -170,7 +170,7 @@ class Calls:
         for request in self._unsent.pop(topic, {}):
             del self._pending[request]
             effects.append(CallDone(request, False, b"", code, text))
-        self._providers.pop(topic, None)
+        self.providers.pop(topic, None)
         self._turn.pop(topic, None)
         return effects
 
@@ -195,9 +195,9 @@ class Calls:
             self._forget(pending.request, effects)
             text = f"{event.peer} was to answer a request for {pending.service!r} and is gone: {event.reason}"
             effects.append(CallDone(pending.request, False, b"", "PeerLost", text))
-        for service, providers in self._providers.items():
+        for service, providers in self.providers.items():
             # A newer incarnation may serve already.
-            self._providers[service] = [
+            self.providers[service] = [
                 ref for ref in providers if ref.peer != event.peer or ref.incarnation > event.incarnation
             ]
         for request in [request for request, caller in self._running.items() if caller == event.peer]:
@@ -229,7 +229,7 @@ class Calls:
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
         assert {(it.deadline, it.request) for it in self._pending.values()} <= set(self._deadlines)
-        assert all(self._unsent.values()) and self._unsent.keys() <= self._providers.keys()
+        assert all(self._unsent.values()) and self._unsent.keys() <= self.providers.keys()
         for pending in self._pending.values():
             unsent = pending.request in self._unsent.get(pending.service, {})
             assert unsent == (pending.provider is None) == (pending.body is not None)

@@ -439,26 +439,38 @@ class Driver:
                 if self.closed and not self._steps:
                     self._give_back()
         with self.lock:
-            self.counters.wakeups += 1
-            self.counters.syscalls += 1
-            handlers = self._handlers
-            for fd, events in ready:
-                if self.closed:
-                    return False
-                handler = handlers.get(fd)
-                if handler is not None:
-                    handler(events)
+            self._serve(ready, deadline)
+        return bool(ready)
+
+    def turn(self) -> None:
+        """Handle what is there, without waiting: `step(0)`, for an event loop that knows that something is."""
+        with self.lock:
+            if not self.closed:
+                self._serve(self.poller.wait(0), self.station.next_deadline())
+
+    def _serve(self, ready: list[tuple[int, int]], deadline: float | None) -> None:
+        """Handle what is ready, and what is due; `deadline` is the machines'."""
+        self.counters.wakeups += 1
+        self.counters.syscalls += 1
+        handlers = self._handlers
+        for fd, events in ready:
             if self.closed:
-                return False
+                return
+            handler = handlers.get(fd)
+            if handler is not None:
+                handler(events)
+        if self.closed:
+            return
+        if deadline is not None or self._leaving or self._timers:
             now = self.clock()
             if deadline is not None and now >= deadline:
                 self._feed(Tick())
-            for channel in [channel for channel, until in self._leaving.items() if now >= until]:
-                self._close(channel)
+            if self._leaving:
+                for channel in [channel for channel, until in self._leaving.items() if now >= until]:
+                    self._close(channel)
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
-            self.flush()
-        return bool(ready)
+        self.flush()
 
     def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
         """Wait for descriptors; look a few times before sleeping while that has been worth it.

@@ -14,7 +14,10 @@ import struct
 from abc import ABC, abstractmethod
 from collections import deque
 
+#: How much one read takes at most, and at first. The interpreter allocates as much as it asks for: an allocation of over
+#: 128 KiB is mapped and unmapped by the kernel each time, which costs more than reading a short message.
 RECEIVE_BYTES = 256 * 1024
+RECEIVE_BYTES_FIRST = 32 * 1024
 #: What `close` reads and throws away: a TCP socket closed with unread bytes would take back what it has just written.
 DRAIN_BYTES = 1 << 20
 #: Of the kernel's `struct tcp_info`: `tcpi_unacked` and `tcpi_last_ack_recv`.
@@ -86,6 +89,15 @@ class _KeepingTransport(Transport):
 
     def __init__(self) -> None:
         self._kept = bytearray()
+        self._room = RECEIVE_BYTES_FIRST
+
+    def _sized(self, data: bytes) -> bytes:
+        """What was read with `_room`; ask for more the next time where much comes."""
+        if len(data) == self._room:
+            self._room = RECEIVE_BYTES
+        elif len(data) <= RECEIVE_BYTES_FIRST:
+            self._room = RECEIVE_BYTES_FIRST
+        return data
 
     @abstractmethod
     def _write_some(self, data: bytes | bytearray) -> int:
@@ -127,7 +139,7 @@ class FileTransport(_KeepingTransport):
     def receive(self) -> bytes | None:
         self.syscalls += 1
         try:
-            return os.read(self._read, RECEIVE_BYTES)
+            return self._sized(os.read(self._read, self._room))
         except BlockingIOError:
             return None
 
@@ -163,7 +175,7 @@ class SocketTransport(_KeepingTransport):
     def receive(self) -> bytes | None:
         self.syscalls += 1
         try:
-            return self.sock.recv(RECEIVE_BYTES)
+            return self._sized(self.sock.recv(self._room))
         except (BlockingIOError, InterruptedError):
             return None
         except ConnectionResetError:

@@ -52,7 +52,7 @@ class FakeEngine:
     def prompt(self):
         pass
 
-    flush = nudge = prompt
+    flush = nudge = settle = prompt
 
 
 class FakeSession(Tasks):

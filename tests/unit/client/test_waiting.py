@@ -19,7 +19,7 @@ class Engine:
     def call_soon(self, function, *args):
         function(*args)
 
-    def prompt(self):
+    def settle(self):
         pass
 
 
