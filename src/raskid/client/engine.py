@@ -454,7 +454,7 @@ class Engine:
         self._notify()
         self._workers.rouse()
 
-    def _on_loop(self) -> None:
+    def _on_loop(self, tick: bool = False) -> None:
         if self.loop is None or self.closing:
             return
         self.nudged = False
@@ -462,7 +462,7 @@ class Engine:
         calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]] = deque()
         self._turn_calls = calls
         try:
-            self.driver.turn()
+            self.driver.turn(tick)
         finally:
             self._turn_calls = None
             # Here, and not by way of the loop, whose next turn would cost as much again.
@@ -495,7 +495,7 @@ class Engine:
 
     def _on_timer(self) -> None:
         self._timer = None
-        self._on_loop()
+        self._on_loop(tick=True)
 
     def close(self, reason: str = "closed", patience_s: float = PATIENCE_S) -> None:
         """End the threads and close the connections. Callbacks that are due still run, for `patience_s` at most."""

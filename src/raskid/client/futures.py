@@ -257,6 +257,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
                 else:
                     wake(None)
             yield from waiter
+        if self._raw is None and self._exception is None and self._state == FINISHED:
+            return self._result
         return self.result(0)
 
     def __reduce__(self) -> tuple[Any, ...]:

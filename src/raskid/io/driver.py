@@ -442,11 +442,11 @@ class Driver:
             self._serve(ready, deadline)
         return bool(ready)
 
-    def turn(self) -> None:
-        """Handle what is there, without waiting: `step(0)`, for an event loop that knows that something is."""
+    def turn(self, tick: bool) -> None:
+        """Handle what is there, without waiting: `step(0)`, for an event loop; `tick`: something of ours may be due."""
         with self.lock:
             if not self.closed:
-                self._serve(self.poller.wait(0), self.station.next_deadline())
+                self._serve(self.poller.wait(0), self.station.next_deadline() if tick else None)
 
     def _serve(self, ready: list[tuple[int, int]], deadline: float | None) -> None:
         """Handle what is ready, and what is due; `deadline` is the machines'."""

@@ -8,7 +8,6 @@ It has imported light things only (never numpy, unless the script has), owns one
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import importlib
 import os
@@ -17,7 +16,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -33,6 +31,10 @@ _REAP_S_MAX = 1.0
 
 #: Threads inside a runner are the user's choice; by default a runner is one core.
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+#: Imported when nothing was asked for so long, so that runners started later share it.
+_LATER = ("cloudpickle",)
+_LATER_MS = 200
 
 _PR_SET_PDEATHSIG = 1
 
@@ -75,11 +77,16 @@ class _Server:
             signal.signal(number, lambda _number, _frame: None)
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         poll = select.poll()
+        wait_ms: int | None = _LATER_MS
         poll.register(self._wake_read, select.POLLIN)
         try:
             while True:
                 poll.register(self._control, select.POLLIN | (select.POLLOUT if self._unsent else 0))
-                poll.poll()
+                if not poll.poll(wait_ms):
+                    # The first runners do not wait for this: many tasks do without, and the others import it.
+                    _import(_LATER)
+                    wait_ms = None
+                    continue
                 signals = self._take_signals()
                 if signal.SIGTERM in signals or not self._receive():
                     return
@@ -196,6 +203,8 @@ class _Server:
             else:
                 print(ending.code, file=sys.stderr)
         except BaseException:
+            import traceback
+
             traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):
@@ -253,6 +262,8 @@ def _load_prctl() -> Callable[..., int] | None:
     """`prctl`, looked up before any fork; None where there is none (macOS), and there the socket's end must do."""
     if sys.platform != "linux":
         return None
+    import ctypes
+
     function = ctypes.CDLL(None, use_errno=True).prctl
     function.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
     function.restype = ctypes.c_int
@@ -273,6 +284,8 @@ def run_forked(control: socket.socket, stderr_fd: int, preload: Sequence[str]) -
         run(control, preload)
         code = 0
     except BaseException:
+        import traceback
+
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
@@ -289,15 +302,17 @@ def run(control: socket.socket, preload: Sequence[str]) -> None:
     sys.argv = [""]
     control.set_inheritable(False)
     # What every runner needs, so that it is imported once and its memory shared.
-    for module in ("pickle", "cloudpickle", "raskid.services.runner", *preload):
+    _import(("pickle", "raskid.services.runner", *preload))
+    _Server(control).serve()
+
+
+def _import(modules: Sequence[str]) -> None:
+    for module in modules:
         # One that cannot be imported will say so in the task that needs it.
         with contextlib.suppress(Exception):
             importlib.import_module(module)
-    server = _Server(control)
-    gc.collect()
     # The collector would otherwise touch, and so copy, the shared memory in every runner.
     gc.freeze()
-    server.serve()
 
 
 def main() -> None:

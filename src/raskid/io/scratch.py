@@ -1,8 +1,26 @@
-"""Files without a name: they end with their last descriptor and mapping, however their processes end."""
+"""Files without a name, which end with their last descriptor and mapping, however their processes end; and the end of
+directories."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+
+
+def remove_tree(directory: str | os.PathLike[str]) -> None:
+    """Remove a directory and what is in it, as far as that is possible.
+
+    As ``shutil.rmtree`` with errors ignored, whose module takes as long to import as a system takes to end.
+    """
+    with contextlib.suppress(OSError):
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    with contextlib.suppress(OSError):
+                        os.unlink(entry.path)
+        os.rmdir(directory)
 
 
 def nameless_file(label: str) -> int:

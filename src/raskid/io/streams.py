@@ -14,7 +14,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections import deque
 
-#: How much one read takes at most, and at first. The interpreter allocates as much as it asks for: an allocation of over
+#: How much one read takes at most, and at first. The interpreter allocates as much as it asks for; an allocation over
 #: 128 KiB is mapped and unmapped by the kernel each time, which costs more than reading a short message.
 RECEIVE_BYTES = 256 * 1024
 RECEIVE_BYTES_FIRST = 32 * 1024

@@ -223,12 +223,12 @@ def read_session(name: str) -> tuple[Path, SessionFile]:
 
 
 def _read_session_file(path: Path) -> SessionFile:
-    import json
+    import msgspec
 
-    found = json.loads(path.read_bytes())
     try:
+        found = msgspec.json.decode(path.read_bytes())
         file = SessionFile(found["token"], found["address"], found["pid"])
-    except (TypeError, KeyError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is no session file: {error}") from error
     if (type(file.token), type(file.address), type(file.pid)) != (str, str, int):
         raise ValueError(f"{path} is no session file")
@@ -237,10 +237,10 @@ def _read_session_file(path: Path) -> SessionFile:
 
 def remove(directory: Path) -> None:
     """Remove a system's directory, as far as that is possible."""
-    import shutil
+    from raskid.io.scratch import remove_tree
 
     for _ in range(REMOVE_TRIES):
-        shutil.rmtree(directory, ignore_errors=True)
+        remove_tree(directory)
         if not directory.exists():
             return
         # A runner whose head was killed may be making its socket this very moment; it ends soon.
@@ -256,11 +256,11 @@ def quoted(name: str) -> str:
 
 def write_session(directory: Path, file: SessionFile) -> None:
     """Write the session file, which nobody else may read, at once or not at all."""
-    import json
+    import msgspec
 
     path = directory / f"{SESSION}.new"
     with open_private(path) as out:
-        out.write(json.dumps(file._asdict()).encode())
+        out.write(msgspec.json.encode(file._asdict()))
     path.rename(directory / SESSION)
 
 

@@ -34,6 +34,7 @@ from raskid.launch.directories import (
     url_of,
     write_session,
 )
+from raskid.launch.interrupts import interrupts_held
 from raskid.model.errors import StartFailed
 from raskid.model.roles import ROLE_EXECUTE
 
@@ -169,10 +170,11 @@ def begin_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
         handle = HeadHandle(_spawn(errors, (lock, *output)), directory, errors)
         _begun[directory] = handle
         # Not before: the head, which takes longest, is on its way now.
-        import msgspec
+        with interrupts_held():
+            import msgspec
 
-        from raskid.io.packets import pack
-        from raskid.services.settings import HeadSettings, new_token
+            from raskid.io.packets import pack
+            from raskid.services.settings import HeadSettings, new_token
 
         token = new_token()
         path = tuple(dict.fromkeys(os.path.abspath(entry or os.getcwd()) for entry in sys.path))
@@ -298,8 +300,9 @@ class _Log:
 
 def attach(name: str, role: str, timeout: float) -> Session:
     """A session in a system that runs on this machine."""
-    from raskid.client.session import Session
-    from raskid.protocol.tokens import derive
+    with interrupts_held():
+        from raskid.client.session import Session
+        from raskid.protocol.tokens import derive
 
     directory, file = read_session(name)
     log = _Log(directory)
@@ -318,8 +321,9 @@ def start(runners: int, role: str, timeout: float) -> Session:
     handle, token = begin_head(runners, name, watch_input=True)
     try:
         # Imported while the head starts.
-        from raskid.client.session import Session
-        from raskid.protocol.tokens import derive
+        with interrupts_held():
+            from raskid.client.session import Session
+            from raskid.protocol.tokens import derive
 
         file = await_head(handle, token, timeout)
         return Session(

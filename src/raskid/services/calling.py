@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-import traceback
 import types
 from collections.abc import Callable
 from typing import Any
@@ -240,6 +239,8 @@ def dump_error(error: BaseException, where: str, what: str = "the task") -> byte
         came_by = error.__traceback__
         while came_by is not None and came_by.tb_frame.f_globals.get("__name__", "").startswith("raskid.services."):
             came_by = came_by.tb_next
+        import traceback
+
         text = "".join(traceback.format_exception(type(error), error, came_by)).rstrip()
     except Exception as second:
         text = f"{kind} (its traceback cannot be shown: {type(second).__name__})"

@@ -12,7 +12,6 @@ import platform
 import signal
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,7 @@ from raskid.io.driver import Driver
 from raskid.io.forkserver import Exited, ForkServer, ServerLost
 from raskid.io.outbox import Outbox
 from raskid.io.processes import ProcessWatch
+from raskid.io.scratch import remove_tree
 from raskid.io.transports import listen
 from raskid.model.errors import RemoteProtocolError
 from raskid.model.ids import IdSource, PeerId, TaskId
@@ -303,8 +303,6 @@ class HeadProcess:
 
     def close(self) -> None:
         """End everything: runners first, then the connections, then the files."""
-        import shutil
-
         self.ending = self.ending or "closed"
         try:
             if self._server is not None:
@@ -318,7 +316,7 @@ class HeadProcess:
             self.listener.close()
         finally:
             # Whatever failed above: nobody else is left who would do it.
-            shutil.rmtree(self.settings.directory, ignore_errors=True)
+            remove_tree(self.settings.directory)
 
 
 def _destination(settings: HeadSettings) -> Callable[[str, bytes], None]:
@@ -354,6 +352,8 @@ def serve(settings: HeadSettings, server: ForkServer) -> None:
             head.driver.watch(0, input_closed)
         head.start()
     except Exception as error:
+        import traceback
+
         answer(HeadReady(error="".join(traceback.format_exception(error))))
         if head is not None:
             head.close()
@@ -363,6 +363,8 @@ def serve(settings: HeadSettings, server: ForkServer) -> None:
         head.run()
     except Exception as error:
         # Written before anybody is told, so that those who are told can show it.
+        import traceback
+
         traceback.print_exc()
         head.ending = f"an error in it: {type(error).__name__}: {error}"
         raise SystemExit(1) from error
