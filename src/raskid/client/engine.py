@@ -313,6 +313,8 @@ class Engine:
     def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
         step = self.driver.step
         self.driver.spin_s = SPIN_S
+        # This thread is the user's.
+        self.driver.may_move = False
         self.driving = threading.get_ident()
         try:
             self._drive_until(step, done, deadline)
@@ -371,6 +373,7 @@ class Engine:
             self.stepping = threading.current_thread()
             if not self.nudged and not self.waiters:
                 driver.spin_s = SPIN_S if look else 0.0
+                driver.may_move = True
                 driver.step(None if wait and not self._releases else 0)
         except Exception:
             if not self.closing:

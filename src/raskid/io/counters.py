@@ -3,6 +3,7 @@
 `copies` counts bytes that this process copied from one of its buffers to another while it sent and received: each
 byte received once, when frames are cut out of the stream, and each byte sent once, when its frame is made, and again
 when several frames are put together or when the kernel has no room. What the kernel and the codec copy does not count.
+`moves` counts how often a thread went to another processor (`raskid.io.processors`).
 
 Hot paths add to the attributes directly (``counters.syscalls += 1``): a method call would cost more than most of what
 is counted. Nothing here reads a clock or makes an average over time.
@@ -31,6 +32,7 @@ class Counters:
         "copies",
         "tasks",
         "connections",
+        "moves",
     )
     __slots__ = FIELDS
 
@@ -45,6 +47,7 @@ class Counters:
     copies: int
     tasks: int
     connections: int
+    moves: int
 
     def __init__(self) -> None:
         for name in self.FIELDS:

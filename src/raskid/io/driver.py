@@ -20,6 +20,7 @@ from raskid.core.effects import Connect, Disconnect, Effect
 from raskid.core.events import BytesReceived, ConnectionClosed, ConnectionOpened, Event, Tick
 from raskid.io.counters import Counters
 from raskid.io.poller import READ, WRITE, Poller
+from raskid.io.processors import leave_processor
 from raskid.io.transports import Connecting, Listener, Transport, start
 from raskid.protocol.framing import frame_bytes
 
@@ -41,6 +42,10 @@ SILENT_S = 20.0
 
 #: So many waits in a row that were longer than the look before them end the looking, until a short one comes again.
 SPIN_LUCK = 3
+#: Between two looks somebody else had the processor when they are further apart than this; when that was so in as many
+#: waits in a row, it is the one that we wait for, and one of us should go elsewhere.
+SHARED_S = 0.000015
+SHARED_MAX = 8
 
 perf_counter = time.perf_counter
 sched_yield = getattr(os, "sched_yield", lambda: None)
@@ -99,6 +104,9 @@ class Driver:
         #: How long to look for something to do before sleeping, in seconds; 0: sleep at once.
         self.spin_s = 0.0
         self._spin_luck = 0
+        #: Whether the thread that looks is ours to move to another processor.
+        self.may_move = False
+        self._shared = 0
         #: Until when the latest step waits at most; None: until something comes.
         self.waits_until: float | None = None
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -483,13 +491,21 @@ class Driver:
         started = perf_counter()
         if self._spin_luck > 0:
             end = started + self.spin_s
+            looked = started
+            shared = False
             while True:
                 ready = wait(0)
                 self.counters.syscalls += 2
+                now = perf_counter()
+                if now - looked > SHARED_S:
+                    shared = True
+                looked = now
                 if ready:
                     self._spin_luck = SPIN_LUCK
+                    if self.may_move:
+                        self._note_sharing(shared)
                     return ready
-                if perf_counter() >= end:
+                if now >= end:
                     break
                 sched_yield()
             self._spin_luck -= 1
@@ -497,6 +513,12 @@ class Driver:
         if perf_counter() - started < 2 * self.spin_s:
             self._spin_luck = SPIN_LUCK
         return ready
+
+    def _note_sharing(self, shared: bool) -> None:
+        self._shared = self._shared + 1 if shared else 0
+        if self._shared >= SHARED_MAX:
+            self._shared = 0
+            self.counters.moves += leave_processor()
 
     def totals(self) -> Counters:
         """The counters so far, those of open connections included."""

@@ -66,6 +66,7 @@ class RunnerProcess:
         self.station = Station(peer, [self.machine], RelayEnd(node, self.ids))
         self.driver = Driver(self.station, self._apply)
         self.driver.spin_s = SPIN_S
+        self.driver.may_move = True
         self.driver.listen(listen(settings.address))
         self.where = f"{settings.peer} (pid {os.getpid()}, {socket.gethostname()})"
         self._loader = CodeLoader()
