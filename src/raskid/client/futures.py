@@ -11,6 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raskid.client.loops import running_loop
@@ -19,6 +20,8 @@ from raskid.model.ids import COUNTER_BITS, TaskId
 from raskid.services.calling import load_error, load_value, resolve_input
 
 if TYPE_CHECKING:
+    import asyncio
+
     from raskid.client.engine import Engine
 
 PENDING = "PENDING"
@@ -45,6 +48,17 @@ def may_wait(engine: Engine) -> bool:
     if engine.stepping is threading.current_thread():
         return False
     return running_loop() is None
+
+
+def _wake(waiter: asyncio.Future[None], _: Future) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
+def _wake_from_elsewhere(waiter: asyncio.Future[None], future: Future) -> None:
+    # Whoever waited may have given up, and its loop may be closed.
+    with contextlib.suppress(RuntimeError):
+        waiter.get_loop().call_soon_threadsafe(_wake, waiter, future)
 
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -234,28 +248,20 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def __await__(self) -> Generator[Any, None, Any]:
         if self._state == PENDING:
-            import asyncio
-
-            loop = asyncio.get_running_loop()
+            engine = self._engine
+            loop = running_loop()
+            if loop is None:
+                raise RuntimeError(f"{self!r} is awaited where no event loop runs; use result() there")
             waiter = loop.create_future()
-
-            def wake(_: Any) -> None:
-                if not waiter.done():
-                    waiter.set_result(None)
-
-            def done(_: Any) -> None:
-                # Whoever waited may have given up, and its loop may be closed.
-                with contextlib.suppress(RuntimeError):
-                    loop.call_soon_threadsafe(wake, None)
-
-            with self._engine.lock:
+            wake = partial(_wake if engine.loop is loop else _wake_from_elsewhere, waiter)
+            with engine.lock:
                 if self._state == PENDING:
                     if self._callbacks is None:
                         self._callbacks = []
-                    self._callbacks.append(wake if self._engine.loop is loop else done)
-                    self._engine.settle()
+                    self._callbacks.append(wake)
+                    engine.settle()
                 else:
-                    wake(None)
+                    _wake(waiter, self)
             yield from waiter
         if self._raw is None and self._exception is None and self._state == FINISHED:
             return self._result
