@@ -35,9 +35,11 @@ if TYPE_CHECKING:
         WaitTimeout,
         WrongThread,
     )
+    from raskid.services.publishing import publish
 
 _FACE = {
     "connect": "raskid.launch.connect",
+    "publish": "raskid.services.publishing",
     "Session": "raskid.client.session",
     "Future": "raskid.client.futures",
     "Message": "raskid.client.messages",
@@ -87,6 +89,7 @@ __all__ = [
     "WrongThread",
     "__version__",
     "connect",
+    "publish",
 ]
 
 
@@ -96,7 +99,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'raskid' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(module), name)
+    value = globals()[name] = getattr(import_module(module), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -7,9 +7,9 @@ import os
 import pytest
 
 from raskid.core.effects import TaskEnded, TaskResolved
-from raskid.model.ids import TaskId
+from raskid.model.ids import PeerId, RequestId, TaskId
 from raskid.testing.simulator import HEAD
-from raskid.testing.tasks import Client, TaskWorld
+from raskid.testing.tasks import TOPIC, Client, TaskWorld
 
 FACTOR = int(os.environ.get("RASKID_SEEDS", "1"))
 
@@ -327,5 +327,53 @@ def test_cancelling_is_exact_and_does_not_wait(seed: int) -> None:
             world.check(all(run[2].spec.task != task for run in later), f"cancelled task {task} was started")
         else:
             a.check_right([task])
+    a.release(a.results)
+    world.check_empty()
+
+
+def numbers_from(client: Client, subscription: RequestId, publisher: PeerId) -> list[int]:
+    return [int(it.bodies[0]) for it in client.arrived[subscription] if it.publisher == publisher]
+
+
+@seeds(12)
+def test_busy_runners_publish(seed: int) -> None:
+    """1. Tasks that look at no connection for seconds publish now and then. 2. A subscription is settled at once all
+    the same, and what they publish from then on arrives, once each and in order. 3. So is its end, and nothing
+    published afterwards arrives."""
+    world = TaskWorld(seed)
+    (a,) = world.add_system(runners=2, nodes=seed % 2)
+    b = world.add_submitter("b")
+    for _ in range(2 * (1 + seed % 2)):
+        a.submit(1, seconds=30.0, publishes=10)
+    world.run(world.random.uniform(0.5, 8.0))
+    subscription, request = b.subscribe(TOPIC, capacity=world.random.choice((2, 100)), settle_s=20.0)
+    world.run_until(lambda: request in b.replies, 5.0, "the nodes answer for busy runners")
+    settled = world.now
+    world.check(b.replies[request].silent == (), f"{b.replies[request]}")
+    for _ in range(world.random.randrange(4)):
+        world.run(world.random.uniform(0, 3.0))
+        if seed % 3 == 0:
+            world.random_fault([name for name, node in world.nodes.items() if node.alive and name != HEAD], 1.0)
+    world.run(world.random.uniform(0, 10.0))
+    world.heal()
+    asked = world.now
+    ended_request = b.unsubscribe(TOPIC, subscription, settle_s=20.0)
+    world.run_until(lambda: ended_request in b.replies, 25.0, "the end is settled")
+    ended = world.now
+    world.run_until(a.done, 300.0, "all tasks have an outcome")
+    world.run(10.0)
+    for worker in world.workers():
+        got = numbers_from(b, subscription, worker.name)
+        said = [(at, number) for at, name, _, number in world.published if name == worker.name]
+        wanted = [number for at, number in said if settled < at < asked]
+        # What still waited for room when the subscription ended is left out, and counted.
+        dropped = sum(it.dropped for it in b.ended.get(subscription, ()) if it.publisher == worker.name)
+        missing = [number for number in wanted if number not in got]
+        world.check(got == sorted(set(got)), f"{worker.name}: {got}")
+        world.check(
+            len(missing) <= dropped, f"{worker.name}: {missing} of {wanted} are missing, {dropped} were dropped"
+        )
+        late = {number for at, number in said if at > ended}
+        world.check(not late & set(got), f"{worker.name} published {late} after the end; {got} arrived")
     a.release(a.results)
     world.check_empty()

@@ -7,11 +7,9 @@ asynchronous ones in `raskid.client.aio`, are these and a wait.
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import threading
 import time
-import types
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,7 +41,7 @@ from raskid.core.events import (
     WatchList,
 )
 from raskid.core.messaging import Target
-from raskid.model.errors import Overflow, RaskidError
+from raskid.model.errors import RaskidError
 from raskid.model.ids import PeerId
 from raskid.model.topics import REACTIONS, SHARED, check_list_name, list_name
 from raskid.protocol.messages import (
@@ -53,19 +51,12 @@ from raskid.protocol.messages import (
     TopicsListed,
 )
 from raskid.protocol.reactions import BLOCK, CAPACITY_MAX, OVERFLOWS, Reaction
-from raskid.protocol.values import encode_body
+from raskid.services.publishing import BLOCK_S as BLOCK_S  # noqa: PLC0414 - for `raskid.client.aio`, too
+from raskid.services.publishing import message_body, not_taken
 
 SETTLE_S = 5.0
-#: A blocking publish waits for room no longer than this.
-BLOCK_S = 30.0
 #: The first publish on a topic, and a new handle on a shared list, wait for the hub no longer than this.
 FOLLOW_S = 10.0
-
-#: What `publish` calls to get the message. A class, or an object that can be called, is not meant by this.
-_LAZY = (
-    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial,
-    functools._lru_cache_wrapper,
-)  # fmt: skip
 
 
 class Room(Future):
@@ -213,9 +204,7 @@ class Topics(Connection):
 
     def begin_publish(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool) -> Sequence[Room]:
         """Send or queue a message; if the publisher `waits`, give what it has to wait for."""
-        if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
-            args = (args[0](),)
-        body = encode_body(args, fields)
+        body = message_body(args, fields)
         engine = self.engine
         rooms: Sequence[Room] = ()
         with engine.lock:
@@ -252,11 +241,7 @@ class Topics(Connection):
             # Raises when the session has ended.
             room.result(0)
         if full:
-            who = ", ".join(f"{target.peer} (its queue of {target.capacity} is full)" for target in full)
-            raise Overflow(
-                f"a message on {topic!r} was not taken within {BLOCK_S:g} s by {who}, and was left out there. Let them "
-                "read faster, or subscribe with overflow='drop_oldest' or 'latest'"
-            )
+            raise not_taken(topic, full, BLOCK_S)
 
     # ── subscribing ──
 

@@ -245,6 +245,14 @@ class Recall(Effect, frozen=True):
     tasks: list[tuple[TaskId, int]]
 
 
+class ChangesAnnounced(Effect, frozen=True):
+    """A runner has been sent so many changes of lists: it is to take them in before it publishes again."""
+
+    runner: PeerId
+    incarnation: int
+    count: int
+
+
 class RunnerGivenUp(Effect, frozen=True):
     """A runner ended before it had joined, too often."""
 

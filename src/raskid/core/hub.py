@@ -22,6 +22,7 @@ from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import check_list_name
 from raskid.protocol.messages import (
     AcknowledgeList,
+    ChangesSent,
     DeleteRecord,
     ListState,
     ListTopics,
@@ -69,9 +70,11 @@ class _Wait:
 class _Reader:
     """A peer that watches a list."""
 
-    __slots__ = ("acked", "waits")
+    __slots__ = ("acked", "agent", "waits")
 
     def __init__(self) -> None:
+        #: Who acknowledges for it while it is busy; empty for one that does so by itself.
+        self.agent = PeerId("")
         #: None for one that does not acknowledge.
         self.acked: int | None = None
         #: In order of version, because changes come in that order.
@@ -114,6 +117,8 @@ class Hub:
         self._incarnations: dict[PeerId, int] = {}
         #: Exactly the records with an owner; dicts stand for ordered sets, so that replays repeat every order.
         self._owned: dict[PeerId, dict[tuple[str, str], None]] = {}
+        #: Changes sent so far to each peer that has an agent.
+        self._sent: dict[PeerId, int] = {}
         #: Exactly the lists that a peer reads.
         self._reads: dict[PeerId, dict[str, None]] = {}
         self._waits: dict[int, _Wait] = {}
@@ -220,18 +225,22 @@ class Hub:
         if reader is None:
             lst.readers[peer] = reader = _Reader()
             self._reads.setdefault(peer, {})[name] = None
+        reader.agent = message.agent
         # What the state holds needs no acknowledgement: the reader acts by nothing older than it.
         reader.acked = lst.version if message.acks else None
         self._stop_counting(peer, reader, lst.version, effects)
 
     def _on_acknowledge(self, peer: PeerId, message: AcknowledgeList, effects: list[Effect]) -> None:
         lst = self._lists.get(message.name)
-        reader = None if lst is None else lst.readers.get(peer)
+        reading = message.reader or peer
+        reader = None if lst is None else lst.readers.get(reading)
         if lst is None or reader is None or reader.acked is None:
             return  # It crossed an Unwatch on its way.
+        if reading != peer and reader.agent != peer:
+            return  # Nobody but its agent answers for a reader.
         # Nobody can act by a version that does not exist yet.
         reader.acked = max(reader.acked, min(message.version, lst.version))
-        self._stop_counting(peer, reader, reader.acked, effects)
+        self._stop_counting(reading, reader, reader.acked, effects)
 
     def _on_put(self, peer: PeerId, message: PutRecord, now: float, effects: list[Effect]) -> None:
         name, key = message.name, message.record
@@ -258,8 +267,7 @@ class Hub:
         if not message.permanent:
             self._owned.setdefault(peer, {})[name, key] = None
         lst.version += 1
-        change = RecordPut(name, lst.version, record)
-        effects.extend([Send(reader, change) for reader in lst.readers])
+        self._tell(lst, RecordPut(name, lst.version, record), effects)
         self._settle(peer, message, lst.version, lst.readers, now, effects)
 
     def _on_delete(self, peer: PeerId, message: DeleteRecord, now: float, effects: list[Effect]) -> None:
@@ -314,8 +322,17 @@ class Hub:
         del lst.records[old.record]
         self._disown(name, old)
         lst.version += 1
-        change = RecordDeleted(name, lst.version, old.record)
-        effects.extend([Send(reader, change) for reader in lst.readers])
+        self._tell(lst, RecordDeleted(name, lst.version, old.record), effects)
+
+    def _tell(self, lst: _List, change: RecordPut | RecordDeleted, effects: list[Effect]) -> None:
+        """Send a change to all readers, and say so to their agents."""
+        for peer, reader in lst.readers.items():
+            effects.append(Send(peer, change))
+            if reader.agent:
+                count = self._sent[peer] = self._sent.get(peer, 0) + 1
+                incarnation = self._incarnations.get(peer, 0)
+                told = ChangesSent(peer, incarnation, count, change.name, change.version)
+                effects.append(Send(reader.agent, told))
 
     def _disown(self, name: str, old: Record | None) -> None:
         if old is not None and old.owner:
@@ -339,6 +356,7 @@ class Hub:
             del self._lists[name]
 
     def _forget_peer(self, peer: PeerId, effects: list[Effect]) -> None:
+        self._sent.pop(peer, None)
         # Its own questions and readings go first, so that nothing is sent to a peer that is not there.
         for number in list(self._waits_of.get(peer, ())):
             wait = self._waits[number]

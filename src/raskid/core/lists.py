@@ -69,8 +69,12 @@ class Lists:
     )
     commands: frozenset[type[Event]] = frozenset({WatchList, UnwatchList})
 
-    def __init__(self, hub: PeerId) -> None:
+    def __init__(self, hub: PeerId, agent: PeerId = PeerId("")) -> None:  # noqa: B008 - a str
+        """`agent` answers the hub for this process while it is busy."""
         self.hub = hub
+        self.agent = agent
+        #: Changes that the hub has sent here so far, also those of lists that are followed no longer.
+        self.changes = 0
         self.replicas: dict[str, Replica] = {}
         self.observers: dict[str, Observer] = {}
         self.askers: list[Asker] = []
@@ -99,7 +103,7 @@ class Lists:
         self._watches += 1
         request = RequestId(self._watches)
         self._unanswered.setdefault(name, []).append(request)
-        return Send(self.hub, Watch(name, acks, request))
+        return Send(self.hub, Watch(name, acks, request, self.agent))
 
     def unfollow(self, name: str) -> list[Effect]:
         """One less who follows a list."""
@@ -156,7 +160,9 @@ class Lists:
         return [*effects, ListRefused(name, message.code, message.text)]
 
     def _on_change(self, message: ListState | RecordPut | RecordDeleted) -> list[Effect]:
-        if type(message) is ListState and not self._answered(message.name):
+        if type(message) is not ListState:
+            self.changes += 1
+        elif not self._answered(message.name):
             return []
         replica = self.replicas.get(message.name)
         if replica is None or message.version < replica.version:

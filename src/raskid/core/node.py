@@ -10,13 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from raskid.core.askers import Askers
-from raskid.core.effects import Effect, Forget, Introduce, Recall, RunnerGivenUp, Send, StartRunner
+from raskid.core.effects import ChangesAnnounced, Effect, Forget, Introduce, Recall, RunnerGivenUp, Send, StartRunner
 from raskid.core.events import AddRunner, Event, OutcomesRead, PeerJoined, RecallDone, Received, RunnerExited, Tick
 from raskid.core.runner import Value
 from raskid.model.ids import PeerId, TaskId
 from raskid.protocol.messages import (
     KIND_RUNNER,
+    AcknowledgeList,
     AskValue,
+    ChangesSent,
     DropValues,
     Message,
     PeerRef,
@@ -52,7 +54,7 @@ class _RunnerState:
 class Node:
     """The runners of one machine."""
 
-    handles: frozenset[type[Message]] = frozenset({AskValue, DropValues, RecallTasks})
+    handles: frozenset[type[Message]] = frozenset({AskValue, DropValues, RecallTasks, ChangesSent})
     commands: frozenset[type[Event]] = frozenset({AddRunner, OutcomesRead, RecallDone, RunnerExited})
 
     def __init__(self, own: PeerId, manager: PeerId) -> None:
@@ -69,7 +71,7 @@ class Node:
         if kind is OutcomesRead:
             return self._on_outcomes(event)
         if kind is Received:
-            return self._on_message(event.message, now)
+            return self._on_message(event.peer, event.message, now)
         if kind is AddRunner:
             runner = PeerId(f"{self.own}/{self._added}")
             self._added += 1
@@ -119,7 +121,7 @@ class Node:
             effects.append(Send(self.manager, TasksRecalled(runner, event.incarnation, recalled)))
         return effects
 
-    def _on_message(self, message: Message, now: float) -> list[Effect]:
+    def _on_message(self, peer: PeerId, message: Message, now: float) -> list[Effect]:
         if type(message) is DropValues:
             for task in message.tasks:
                 self.values.pop(task, None)
@@ -128,6 +130,14 @@ class Node:
             state = self.runners.get(message.runner)
             if state is not None and state.incarnation == message.incarnation:
                 return [Recall(message.runner, message.incarnation, message.tasks)]
+        elif type(message) is ChangesSent:
+            state = self.runners.get(message.reader)
+            # The hub is where the manager is. Anybody else could have a runner wait for changes that never come.
+            if peer == self.manager and state is not None and state.incarnation == message.incarnation:
+                return [
+                    ChangesAnnounced(message.reader, message.incarnation, message.count),
+                    Send(peer, AcknowledgeList(message.name, message.version, message.reader)),
+                ]
         elif type(message) is AskValue:
             value = self.values.get(message.task)
             if value is not None:

@@ -37,8 +37,8 @@ from raskid.model.errors import RemoteProtocolError
 _MAGIC = 0x3158_4244_4B53_4152
 _HEADER_BYTES = 4096
 #: Indexes of 8-byte words in the header.
-_W_MAGIC, _W_CAPACITY, _W_TAIL, _W_HEAD, _W_RECALLED, _W_COUNTERS, _W_RUNNING, _W_RECALLS_READ = (
-    0, 1, 8, 16, 24, 32, 48, 56,
+_W_MAGIC, _W_CAPACITY, _W_TAIL, _W_HEAD, _W_RECALLED, _W_COUNTERS, _W_RUNNING, _W_RECALLS_READ, _W_ANNOUNCED = (
+    0, 1, 8, 16, 24, 32, 48, 56, 64,
 )  # fmt: skip
 COUNTER_WORDS = 16
 
@@ -439,6 +439,21 @@ class Outbox:
             self._barrier()
         never = [pair for pair in taken if pair[0] != running]
         return never, [*(pair for pair in taken if pair[0] == running), *tasks[len(taken) :]]
+
+    # ── Changes of lists ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def announce(self, count: int) -> None:
+        """Agent: the runner has been sent `count` changes of lists, and is to take them in before it publishes."""
+        words = self._words
+        if count > words[_W_ANNOUNCED]:
+            words[_W_ANNOUNCED] = count & _MASK_64
+            # Whoever made the change hears that it counts after this.
+            self._barrier()
+
+    @property
+    def announced(self) -> int:
+        """Runner: how many changes of lists it has been sent."""
+        return self._words[_W_ANNOUNCED]
 
     @property
     def running(self) -> int:

@@ -72,6 +72,7 @@ __all__ = [
     "Call",
     "CancelCall",
     "CancelTasks",
+    "ChangesSent",
     "CloseStream",
     "Code",
     "Consumed",
@@ -204,11 +205,13 @@ class Goodbye(Message, frozen=True, array_like=True, tag=4):
 
 class Watch(Message, frozen=True, array_like=True, tag=10):
     """Asks for a list's state and then every change. `acks`: the reader acknowledges versions (a publisher does).
-    `request` names the watch in a refusal; 0: a refusal is not answered."""
+    `request` names the watch in a refusal; 0: a refusal is not answered. `agent`: who answers for the reader while it
+    is busy, and hears of every change by `ChangesSent`."""
 
     name: str
     acks: bool = False
     request: RequestId = RequestId(0)
+    agent: PeerId = PeerId("")
 
 
 class Unwatch(Message, frozen=True, array_like=True, tag=11):
@@ -242,8 +245,22 @@ class RecordDeleted(Message, frozen=True, array_like=True, tag=14):
 
 
 class AcknowledgeList(Message, frozen=True, array_like=True, tag=15):
-    """The reader acts by `version` of the list from now on."""
+    """The reader acts by `version` of the list from now on; from its agent when `reader` names it."""
 
+    name: str
+    version: int
+    reader: PeerId = PeerId("")
+
+
+class ChangesSent(Message, frozen=True, array_like=True, tag=24):
+    """To a reader's agent: the reader was sent `count` changes so far, the last one being `version` of list `name`.
+
+    From here on the agent sees to it that the reader takes them in before it acts, and acknowledges for it.
+    """
+
+    reader: PeerId
+    incarnation: int
+    count: int
     name: str
     version: int
 
@@ -387,7 +404,7 @@ class CloseStream(Message, frozen=True, array_like=True, tag=44):
 
 AnyMessage = (
     Hello | Welcome | Refused | Goodbye
-    | Watch | Unwatch | ListState | RecordPut | RecordDeleted | AcknowledgeList
+    | Watch | Unwatch | ListState | RecordPut | RecordDeleted | AcknowledgeList | ChangesSent
     | PutRecord | DeleteRecord | RecordSettled | RequestRefused | ListTopics | TopicsListed
     | Deliver | Consumed | Delivered | Call | Answer | CancelCall
     | OpenStream | StreamOpened | StreamData | StreamCredit | CloseStream
@@ -414,7 +431,7 @@ EXECUTE: frozenset[type[Message]] = frozenset(
     {
         SubmitTasks, RunTasks, TaskValue, AskValue, TasksFinished, ReleaseTasks, CancelTasks, TasksCancelled,
         RunnerStarted, RunnerEnded, RequestLease, LeaseGranted, LeaseEnded, EndSystem, DropValues, TaskFailed,
-        ValuesAt, RecallTasks, TasksRecalled,
+        ValuesAt, RecallTasks, TasksRecalled, ChangesSent,
     }
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from raskid.core.effects import Effect, Recall, RunnerGivenUp, StartRunner, Told, Unhandled
+from raskid.core.effects import ChangesAnnounced, Effect, Recall, RunnerGivenUp, StartRunner, Told, Unhandled
 from raskid.core.events import AddRunner, OutcomesRead, PeerGone, PeerJoined, RecallDone, Received, RunnerExited
 from raskid.core.hub import Hub
 from raskid.core.identity import Identity
@@ -161,6 +161,10 @@ class HeadProcess:
             self._start_runner(effect)
         elif isinstance(effect, Recall):
             self._recall(effect)
+        elif isinstance(effect, ChangesAnnounced):
+            found = self._outboxes.get(effect.runner)
+            if found is not None and found[0] == effect.incarnation:
+                found[1].announce(effect.count)
         elif isinstance(effect, RunnerGivenUp):
             given_up = self._outboxes.pop(effect.runner, None)
             if given_up is not None:
@@ -189,6 +193,7 @@ class HeadProcess:
         config = RunnerSettings(
             settings.token, effect.runner, effect.incarnation, self.peer, self.address,
             f"unix:{settings.directory}/{number}.{effect.incarnation}", settings.path, settings.cwd, settings.script,
+            hub=self.peer,
         )  # fmt: skip
         old = self._outboxes.pop(effect.runner, None)
         if old is not None:

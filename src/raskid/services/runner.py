@@ -22,6 +22,8 @@ import msgspec
 from raskid.core.effects import DropCodes, Effect, Record, Told
 from raskid.core.events import PeerGone, RecallsRead, TaskDone
 from raskid.core.identity import Identity
+from raskid.core.lists import Lists
+from raskid.core.messaging import Messaging
 from raskid.core.peer import Peer
 from raskid.core.relay import RelayEnd
 from raskid.core.runner import Runner
@@ -35,6 +37,7 @@ from raskid.model.version import VERSION
 from raskid.protocol.messages import KIND_RUNNER, PeerRef, Placement, TasksFinished
 from raskid.services.calling import dump_error, dump_result, is_atom, load_arguments
 from raskid.services.codes import CodeLoader
+from raskid.services.publishing import Publisher, serve_tasks
 from raskid.services.settings import RunnerSettings, new_origin
 
 POLL_S = 0.0005
@@ -63,11 +66,14 @@ class RunnerProcess:
         peer = Peer(identity, head=node)
         peer.introduce(PeerRef(node, 0, (settings.node_address,)))
         self.machine = Runner(own)
-        self.station = Station(peer, [self.machine], RelayEnd(node, self.ids))
+        lists = Lists(PeerId(settings.hub), agent=node)
+        messaging = Messaging(lists)
+        self.station = Station(peer, [self.machine, lists, messaging], RelayEnd(node, self.ids))
         self.driver = Driver(self.station, self._apply)
         self.driver.spin_s = SPIN_S
         self.driver.may_move = True
         self.driver.listen(listen(settings.address))
+        self.publisher = Publisher(self.driver, lists, messaging, outbox)
         self.where = f"{settings.peer} (pid {os.getpid()}, {socket.gethostname()})"
         self._loader = CodeLoader()
         self._functions = self._loader.functions
@@ -95,6 +101,8 @@ class RunnerProcess:
             assert isinstance(effect, Told)
             if isinstance(effect.event, PeerGone) and effect.event.peer == self.settings.node:
                 self.stopping = "the node is gone"
+        else:
+            self.publisher.on_effect(effect)
 
     def ring(self) -> None:
         """Tell the node that the outbox has something new."""
@@ -264,5 +272,7 @@ def run(config: bytes, outbox_fd: int) -> int:
     sys.argv = [settings.script]
     outbox = Outbox.attach(outbox_fd)
     os.close(outbox_fd)
-    RunnerProcess(settings, outbox).run()
+    process = RunnerProcess(settings, outbox)
+    serve_tasks(process.publisher)
+    process.run()
     return 0

@@ -50,6 +50,8 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     path: tuple[str, ...] = ()
     cwd: str = ""
     script: str = ""
+    #: The peer that keeps the lists.
+    hub: str = ""
 
 
 def new_origin() -> int:

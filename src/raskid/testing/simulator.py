@@ -113,7 +113,7 @@ class Node:
         identity = Identity(name, incarnation, origin, self.kind, TOKEN, addresses=(SCHEME + name,))
         head = self.kind == KIND_HEAD
         peer = Peer(identity, "" if head else HEAD, world.lease_s)
-        self.lists = Lists(HEAD)
+        self.lists = Lists(HEAD, self.agent)
         self.messaging = Messaging(self.lists)
         self.calls = Calls(self.lists)
         machines: list[Any] = [self.lists, self.messaging, self.calls]
@@ -132,6 +132,11 @@ class Node:
     def kind(self) -> str:
         """What this process is to others."""
         return KIND_HEAD if self.name == HEAD else KIND_CLIENT
+
+    @property
+    def agent(self) -> PeerId:
+        """Who answers the hub for this process while it is busy."""
+        return PeerId("")
 
     def more_machines(self) -> list[Any]:
         """Machines besides those that every node has."""

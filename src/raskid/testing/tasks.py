@@ -12,13 +12,26 @@ from typing import Any
 
 import msgspec
 
-from raskid.core.effects import Effect, Recall, Record, RunnerGivenUp, Send, StartRunner, TaskEnded, TaskResolved, Told
+from raskid.core.effects import (
+    ChangesAnnounced,
+    Effect,
+    Recall,
+    Record,
+    RunnerGivenUp,
+    Send,
+    StartRunner,
+    TaskEnded,
+    TaskResolved,
+    Told,
+)
 from raskid.core.events import (
     AddRunner,
+    Announce,
     CancelValues,
     OutcomesRead,
     PeerGone,
     PeerJoined,
+    Publish,
     RecallDone,
     RecallsRead,
     Received,
@@ -44,19 +57,26 @@ from raskid.protocol.messages import (
     TasksFinished,
     TaskSpec,
 )
+from raskid.services.publishing import WRITE_S
 from raskid.testing.simulator import HEAD, PRESENCE, SCHEME, Node, World
 
 CODE = Code(CodeId("work"), b"work")
 OUTBOX_S = 0.02
+#: Where tasks publish.
+TOPIC = "tasks"
 
 
 class Work(msgspec.Struct, frozen=True, array_like=True):
-    """What a task does: give the sum of its inputs and `constant`, after `seconds`; raise the first `raises` times."""
+    """What a task does: give the sum of its inputs and `constant`, after `seconds`; raise the first `raises` times.
+
+    Meanwhile it publishes `publishes` numbers on `TOPIC`, from the runner's counter.
+    """
 
     constant: int
     inputs: tuple[int, ...] = ()
     seconds: float = 0.01
     raises: int = 0
+    publishes: int = 0
 
 
 class Box:
@@ -67,6 +87,8 @@ class Box:
         #: The task that the runner started last, and what was recalled since it last looked.
         self.running = TaskId(0)
         self.recalled: list[tuple[int, int]] = []
+        #: How many changes of lists the runner has been sent.
+        self.announced = 0
 
 
 class Bell:
@@ -127,6 +149,10 @@ class Host(Node):
             self.world.later(delay, self, f"start {effect.runner}", lambda: self.world.start_runner(self, effect, box))
         elif type(effect) is Recall:
             self.recall(effect)
+        elif type(effect) is ChangesAnnounced:
+            incarnation, box = self.outboxes.get(effect.runner, (0, Box()))
+            if incarnation == effect.incarnation:
+                box.announced = max(box.announced, effect.count)
         elif type(effect) is RunnerGivenUp:
             self.given_up.append(effect)
         else:
@@ -186,12 +212,23 @@ class Worker(Node):
         """A runner."""
         return KIND_RUNNER
 
+    @property
+    def agent(self) -> PeerId:
+        """Its node answers for it."""
+        return self.host
+
     def more_machines(self) -> list[Any]:
         """The runner."""
         self.rung = 0
         self.stopping = False
         #: The task whose function runs now.
         self.inside: TaskId | None = None
+        #: What the running task has still to publish, and the last number that was published.
+        self.unpublished = 0
+        self.number = 0
+        #: It looks at its connections in the middle of the task; a publish has not returned.
+        self.looking = False
+        self.writing = False
         self.machine = Runner(PeerRef(self.name, self.incarnation, (SCHEME + self.name,)))
         return [self.machine]
 
@@ -223,7 +260,7 @@ class Worker(Node):
 
     def after_event(self) -> None:
         """Run the next task, if there is one."""
-        if self.busy or not self.alive:
+        if self.busy or self.looking or not self.alive:
             return
         if self.stopping:
             self.world.crash(self.name)
@@ -264,15 +301,60 @@ class Worker(Node):
                 return
         self.world.runs.append((self.name, self.incarnation, placement))
         self.inside = placement.spec.task
-        seconds = msgspec.msgpack.decode(placement.spec.arguments, type=Work).seconds
-        self.world.later(seconds, None, f"{self} ends task {placement.spec.task}", lambda: self.finish(placement))
+        work = msgspec.msgpack.decode(placement.spec.arguments, type=Work)
+        self.unpublished = work.publishes
+        for number in range(work.publishes):
+            delay = (number + self.world.random.random()) * work.seconds / work.publishes
+            self.world.later(delay, None, f"{self} publishes", self.publish_inside)
+        self.world.later(work.seconds, None, f"{self} ends task {placement.spec.task}", lambda: self.finish(placement))
+
+    def publish_inside(self) -> None:
+        """The running task publishes, as `raskid.services.publishing` does: it looks at the connections only when there
+        is something that it has to know, and goes on when it knows."""
+        if not self.alive:
+            return
+        plan = self.messaging.plans.get(TOPIC)
+        if plan is None or self.outbox.announced > self.lists.changes or any(it.credit <= 0 for it in plan):
+            self.look()
+            if TOPIC not in self.messaging.plans:
+                self.world.handle(self, Announce(TOPIC))
+            if TOPIC not in self.messaging.plans or self.outbox.announced > self.lists.changes:
+                self.world.later(self.world.random.uniform(0, 0.005), None, f"{self} waits", self.publish_inside)
+                return
+        if self.suspended or self.writing:
+            self.world.later(0.01, None, f"{self} is not through", self.publish_inside)
+            return
+        self.number += 1
+        self.world.published.append((self.world.now, self.name, self.incarnation, self.number))
+        self.world.handle(self, Publish(TOPIC, str(self.number).encode()))
+        self.writing = True
+        self.write_inside(self.world.now + WRITE_S)
+
+    def write_inside(self, until: float) -> None:
+        """The publish returns when there is room for it, and it is written."""
+        if not self.alive:
+            return
+        self.look()
+        unsent = self.world.now < until and self.station.peer.unsent()
+        if unsent or self.messaging.blocked(TOPIC) or self.suspended:
+            delay = self.world.random.uniform(0, 0.005)
+            self.world.later(delay, None, f"{self} writes", lambda: self.write_inside(until))
+            return
+        self.writing = False
+        self.unpublished -= 1
+
+    def look(self) -> None:
+        """In the middle of a task: take in what has come."""
+        self.busy, self.looking = False, True
+        self.world.release_held(self)
+        self.busy, self.looking = True, False
 
     def finish(self, placement: Placement) -> None:
         """The task's time is over."""
         if not self.alive:
             return
-        if self.suspended:
-            self.world.later(0.01, None, f"{self} is suspended", lambda: self.finish(placement))
+        if self.suspended or self.unpublished:
+            self.world.later(0.01, None, f"{self} is not through", lambda: self.finish(placement))
             return
         ok, value = self.execute(placement)
         self.inside = None
@@ -325,8 +407,9 @@ class Client(Node):
         return [self.submitter]
 
     def submit(
-        self, constant: int, inputs: Iterable[TaskId] = (), seconds: float = 0.01, raises: int = 0, retries: int = 0
-    ) -> TaskId:
+        self, constant: int, inputs: Iterable[TaskId] = (), seconds: float = 0.01, raises: int = 0, retries: int = 0,
+        publishes: int = 0,
+    ) -> TaskId:  # fmt: skip
         """Submit a task; it is sent soon."""
         names = tuple(inputs)
         task = TaskId(self.ids.take())
@@ -334,7 +417,7 @@ class Client(Node):
         bad = raises > retries or any(part is None for part in parts)
         self.right[task] = None if bad else constant + sum(part for part in parts if part is not None)
         self.results[task] = []
-        work = msgspec.msgpack.encode(Work(constant, names, seconds, raises))
+        work = msgspec.msgpack.encode(Work(constant, names, seconds, raises, publishes))
         spec = TaskSpec(task, CODE.code, work, tuple(dict.fromkeys(names)), 0, retries)
         effects = self.submitter.submit(spec, self.clock)
         self.world.perform(self, self.station.perform(effects, self.clock))
@@ -392,6 +475,8 @@ class TaskWorld(World):
         super().__init__(seed, lease_s, delay_s)
         #: Every start of a task: the runner, its incarnation, the placement.
         self.runs: list[tuple[PeerId, int, Placement]] = []
+        #: What tasks published: when, the runner, its incarnation, the number.
+        self.published: list[tuple[float, PeerId, int, int]] = []
         #: For each task that ended as cancelled, how many starts there had been by then.
         self.cancelled: dict[TaskId, int] = {}
         #: Whom to tell when a runner has written an outcome of this task into its outbox.
