@@ -13,6 +13,7 @@ from raskid.core.hub import Hub
 from raskid.model.ids import PeerId, RequestId
 from raskid.protocol.messages import (
     AcknowledgeList,
+    ChangesSent,
     DeleteRecord,
     ListState,
     ListTopics,
@@ -252,3 +253,32 @@ def test_a_watch_that_is_refused_is_answered_by_its_request(rig: Rig, monkeypatc
     assert rig.hub.refused == 3
     rig.receive(A, Unwatch("shared:one"))
     assert rig.receive(A, Watch("shared:two", False, RequestId(4))) == [Send(A, ListState("shared:two", 0, []))]
+
+
+def test_an_agent_answers_for_a_busy_reader() -> None:
+    """1. b's agent c hears of each change, with the count of those that b was sent. 2. It acknowledges for b."""
+    rig = Rig()
+    rig.event(PeerJoined(B, 7, "runner", "execute"))
+    rig.receive(B, Watch(L, True, RequestId(1), agent=C))
+    record = Record("r", b"v", A)
+    assert rig.receive(A, put(1, settle_s=5.0)) == [
+        Send(B, RecordPut(L, 1, record)),
+        Send(C, ChangesSent(B, 7, 1, L, 1)),
+    ]
+    assert rig.receive(C, AcknowledgeList(L, 1, reader=B)) == [settled(A, 1, 1)]
+    assert rig.receive(A, delete(2)) == [
+        Send(B, RecordDeleted(L, 2, "r")),
+        Send(C, ChangesSent(B, 7, 2, L, 2)),
+        settled(A, 2, 2),
+    ]
+    rig.event(PeerGone(B, 7))
+    assert not rig.hub._sent
+
+
+def test_nobody_but_its_agent_answers_for_a_reader() -> None:
+    rig = Rig()
+    rig.receive(B, Watch(L, True, RequestId(1), agent=C))
+    rig.receive(A, put(1, settle_s=5.0))
+    assert rig.receive(A, AcknowledgeList(L, 1, reader=B)) == []
+    assert rig.receive(C, AcknowledgeList(L, 1, reader=A)) == []
+    assert rig.receive(B, AcknowledgeList(L, 1)) == [settled(A, 1, 1)]

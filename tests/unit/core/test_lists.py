@@ -113,3 +113,16 @@ def test_only_the_hub_says_what_lists_hold() -> None:
         effects = lists.handle(Received(PeerId("mallory"), message), 0.0)
         assert effects == [Unhandled(PeerId("mallory"), type(message).__name__, "only the hub may send it")]
     assert lists.replicas[NAME].records == {} and lists.replicas[NAME].version == 3
+
+
+def test_every_change_that_the_hub_sent_is_counted() -> None:
+    """Also one of a list that is followed no longer: the hub counts what it sends."""
+    lists = Lists(HUB, agent=PeerId("n"))
+    assert lists.handle(WatchList(NAME), 0.0) == [Send(HUB, Watch(NAME, False, RequestId(1), PeerId("n")))]
+    told(lists, ListState(NAME, 1, []))
+    told(lists, RecordPut(NAME, 2, Record("r", b"1")))
+    lists.handle(UnwatchList(NAME), 0.0)
+    told(lists, RecordDeleted(NAME, 3, "r"))
+    assert lists.changes == 2
+    lists.handle(Received(PeerId("x"), RecordDeleted(NAME, 4, "r")), 0.0)
+    assert lists.changes == 2

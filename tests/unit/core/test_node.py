@@ -1,12 +1,14 @@
 from raskid.core.askers import ASKERS_S
-from raskid.core.effects import Forget, Introduce, Recall, RunnerGivenUp, Send, StartRunner
+from raskid.core.effects import ChangesAnnounced, Forget, Introduce, Recall, RunnerGivenUp, Send, StartRunner
 from raskid.core.events import AddRunner, OutcomesRead, PeerJoined, RecallDone, Received, RunnerExited, Tick
 from raskid.core.node import FAILED_STARTS_MAX, QUICK_END_S, RESTART_S, Node
 from raskid.model.ids import PeerId, TaskId
 from raskid.protocol.messages import (
     KIND_RUNNER,
     ROLE_EXECUTE,
+    AcknowledgeList,
     AskValue,
+    ChangesSent,
     DropValues,
     PeerRef,
     RecallTasks,
@@ -135,3 +137,16 @@ def test_a_task_left_out_at_the_last_moment_is_no_outcome() -> None:
         Send(MANAGER, TasksRecalled(RUNNER, 1, [(TaskId(1), 2)]))
     ]
     assert not bench.node.values
+
+
+def test_a_node_answers_for_a_runner_that_has_changes_to_read() -> None:
+    """Only the hub, which is where the manager is, may say so; and only of a runner that runs."""
+    bench = Bench()
+    changes = ChangesSent(RUNNER, 1, 3, "reactions:t", 8)
+    assert bench.event(Received(MANAGER, changes)) == [
+        ChangesAnnounced(RUNNER, 1, 3),
+        Send(MANAGER, AcknowledgeList("reactions:t", 8, RUNNER)),
+    ]
+    assert bench.event(Received(PeerId("c"), changes)) == []
+    assert bench.event(Received(MANAGER, ChangesSent(RUNNER, 2, 3, "reactions:t", 8))) == []
+    assert bench.event(Received(MANAGER, ChangesSent(PeerId("n/9"), 1, 3, "reactions:t", 8))) == []

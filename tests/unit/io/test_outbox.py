@@ -308,3 +308,11 @@ def test_no_task_that_was_answered_for_starts() -> None:
     assert len(entries) == count - 1
     assert never
     assert not [task for task in never if entries.get(task)]
+
+
+def test_announced_changes_never_become_fewer() -> None:
+    agent, runner = pair()
+    assert runner.announced == 0
+    agent.announce(3)
+    agent.announce(2)
+    assert runner.announced == 3
