@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raskid.client.loops import is_coroutine
@@ -86,9 +87,23 @@ class Callback:
             # On a callback thread, which no loop uses.
             import asyncio
 
-            asyncio.run(self._finish(coroutine, args, then))
+            try:
+                asyncio.run(_finish(coroutine))
+            finally:
+                then(*args)
         else:
-            self._task = loop.create_task(self._finish_all(coroutine, args, then))
+            self._task = loop.create_task(_finish(coroutine))
+            self._task.add_done_callback(partial(self._ended, coroutine, args, then))
+
+    def _ended(
+        self, coroutine: Coroutine[Any, Any, Any], args: tuple[Any, ...], then: Callable[..., None],
+        task: asyncio.Task[None],
+    ) -> None:  # fmt: skip
+        """A coroutine has ended in the event loop, perhaps before its first step: go on with what waits behind it."""
+        self._task = None
+        coroutine.close()
+        then(*args)
+        self._go_on()
 
     def _start(self, args: tuple[Any, ...], then: Callable[..., None]) -> Coroutine[Any, Any, Any] | None:
         """Call the function; a coroutine that it returns is still to be run."""
@@ -106,30 +121,9 @@ class Callback:
         then(*args)
         return None
 
-    async def _finish(
-        self, coroutine: Coroutine[Any, Any, Any], args: tuple[Any, ...], then: Callable[..., None]
-    ) -> None:
-        try:
-            await coroutine
-        except Exception:
-            traceback.print_exc()
-        finally:
-            then(*args)
 
-    async def _finish_all(
-        self, coroutine: Coroutine[Any, Any, Any] | None, args: tuple[Any, ...], then: Callable[..., None]
-    ) -> None:
-        """Run a coroutine, and what has come to wait for its end."""
-        try:
-            while True:
-                if coroutine is not None:
-                    await self._finish(coroutine, args, then)
-                if not self._later:
-                    return
-                args, then = self._later.popleft()
-                coroutine = self._start(args, then)
-        finally:
-            self._task = None
-            if self._later:
-                # It was cancelled, or SystemExit ended it.
-                self._engine.call_soon(self._go_on)
+async def _finish(coroutine: Coroutine[Any, Any, Any]) -> None:
+    try:
+        await coroutine
+    except Exception:
+        traceback.print_exc()

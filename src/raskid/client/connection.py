@@ -329,6 +329,7 @@ class Connection:
                 return
             self._closing = True
         try:
+            engine.flush()
             until = time.monotonic() + DRAIN_S
             while engine.failure is None and self._unwritten() and time.monotonic() < until:
                 await asyncio.sleep(LOOK_S)
@@ -355,6 +356,8 @@ class Connection:
             return not self._unwritten()
 
         try:
+            # What is only collected so far is nobody's yet.
+            engine.flush()
             if engine.serves_this_thread():
                 engine.drive_here(written, timeout)
             else:

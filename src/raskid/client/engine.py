@@ -132,8 +132,16 @@ class Engine:
         with self.lock:
             if self.failure is not None or self.closing:
                 self.check_alive()
+            self.pass_on()
             self.driver.handle(event)
         self.prompt()
+
+    def pass_on(self) -> None:
+        """Under the lock: hand what is collected to the machines, so that what comes next does not overtake it."""
+        if self._unsent:
+            effects = self._collect()
+            if effects:
+                self.driver.perform(effects)
 
     def tell(self, event: Event) -> None:
         """As `send`, for what nobody misses once the session is over."""
@@ -394,7 +402,8 @@ class Engine:
 
     def call_soon(self, function: Callable[..., Any], *args: Any) -> None:
         """Call a user's function on one of the session's background threads, or in its event loop."""
-        if self.loop is None:
+        if self.loop is None or self._workers.busy:
+            # Also behind callbacks that were due when an event loop took over.
             self._workers.call(function, args)
         elif self._turn_calls is not None and self._loop_thread == threading.get_ident():
             self._turn_calls.append((function, args))
@@ -468,22 +477,29 @@ class Engine:
             self.driver.turn(tick)
         finally:
             self._turn_calls = None
-            # Here, and not by way of the loop, whose next turn would cost as much again.
-            while calls:
-                function, args = calls.popleft()
-                try:
-                    function(*args)
-                except Exception as error:
-                    loop.call_exception_handler({"message": f"exception in {function!r}", "exception": error})
-                except BaseException:
-                    for each in calls:
-                        loop.call_soon(each[0], *each[1])
-                    raise
-        if self._unsent or self._releases:
-            self.flush()
-        else:
-            self._arm()
-        self._notify()
+            try:
+                # Here, and not by way of the loop, whose next turn would cost as much again.
+                self._call_all(loop, calls)
+            finally:
+                if self._unsent or self._releases:
+                    self.flush()
+                else:
+                    self._arm()
+                self._notify()
+
+    def _call_all(
+        self, loop: asyncio.AbstractEventLoop, calls: deque[tuple[Callable[..., Any], tuple[Any, ...]]]
+    ) -> None:
+        while calls:
+            function, args = calls.popleft()
+            try:
+                function(*args)
+            except Exception as error:
+                loop.call_exception_handler({"message": f"exception in {function!r}", "exception": error})
+            except BaseException:
+                for each in calls:
+                    loop.call_soon(each[0], *each[1])
+                raise
 
     def _arm(self) -> None:
         """See to it that the loop comes by at the next deadline. A timer that is too early is kept: it costs less than
@@ -503,6 +519,8 @@ class Engine:
     def close(self, reason: str = "closed", patience_s: float = PATIENCE_S) -> None:
         """End the threads and close the connections. Callbacks that are due still run, for `patience_s` at most."""
         self.detach()
+        # Another thread may have published something meanwhile.
+        self.flush()
         with self.lock:
             if self.closing:
                 return

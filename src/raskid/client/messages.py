@@ -151,11 +151,11 @@ class Subscription:
         if dropped:
             self.dropped += dropped
             messages[0].dropped = dropped
-        uncredited = self._uncredited.get(publisher, 0) + len(messages)
-        if uncredited >= self._batch:
-            messages[-1]._credit = uncredited
-            uncredited = 0
-        self._uncredited[publisher] = uncredited
+        uncredited = self._uncredited.pop(publisher, 0)
+        for at in range(self._batch - uncredited - 1, len(messages), self._batch):
+            messages[at]._credit = self._batch
+        if left := (uncredited + len(messages)) % self._batch:
+            self._uncredited[publisher] = left
         if self._callback is not None:
             self._callback.call_each([(message,) for message in messages], self._through)
             return
@@ -168,9 +168,10 @@ class Subscription:
         """Whether messages go to a callback."""
         return self._callback is not None
 
-    def publisher_ended(self, dropped: int) -> None:
+    def publisher_ended(self, publisher: PeerId, dropped: int = 0) -> None:
         """A publisher sends nothing more."""
         self.dropped += dropped
+        self._uncredited.pop(publisher, None)
 
     def ended(self) -> None:
         """Nothing more will come: the subscription was closed, or the session has ended."""

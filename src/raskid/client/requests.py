@@ -10,7 +10,8 @@ import concurrent.futures
 import contextlib
 import traceback
 from collections.abc import Callable, Coroutine
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -45,6 +46,9 @@ from raskid.protocol.messages import (
 )
 from raskid.protocol.reactions import Provider
 from raskid.protocol.values import decode_body, decode_value, encode_body, encode_value
+
+if TYPE_CHECKING:
+    import asyncio
 
 #: How long `serve` and `unserve` wait for the hub.
 SERVE_S = 10.0
@@ -107,7 +111,8 @@ class Requests(Connection):
             if is_coroutine(value):
                 loop = self.engine.loop
                 if loop is not None:
-                    loop.create_task(self._finish_handler(request, value))
+                    task = loop.create_task(self._finish_handler(request, value))
+                    task.add_done_callback(partial(self._handler_ended, request, value))
                     return
                 import asyncio
 
@@ -151,6 +156,14 @@ class Requests(Connection):
                 raise
         else:
             self._reply(request, body)
+
+    def _handler_ended(self, request: RequestId, coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[None]) -> None:
+        """A handler's coroutine that was cancelled before its first step has not answered."""
+        if task.cancelled() and request in self._invoked:
+            import asyncio
+
+            coroutine.close()
+            self._reply_error(request, asyncio.CancelledError("cancelled before it began"))
 
     def _reply(self, request: RequestId, body: bytes, ok: bool = True) -> None:
         with self.engine.lock:
@@ -252,6 +265,7 @@ class Requests(Connection):
             self.still_alive()
             identifier = future.request = self.request_id()
             self._requests[identifier] = future
+            engine.pass_on()
             self.driver.handle(Request(identifier, name, body, self.driver.clock() + timeout))
         engine.prompt()
         return future

@@ -32,9 +32,11 @@ from raskid.core.effects import (
     PlanReady,
     PublisherEnded,
     RoomMade,
+    Told,
 )
 from raskid.core.events import (
     Announce,
+    PeerGone,
     Subscribed,
     Took,
     UnwatchList,
@@ -90,7 +92,13 @@ class Topics(Connection):
     def _on_publisher_ended(self, effect: PublisherEnded) -> None:
         subscription = self.subscriptions.get(effect.subscription)
         if subscription is not None:
-            subscription.publisher_ended(effect.dropped)
+            subscription.publisher_ended(effect.publisher, effect.dropped)
+
+    def _on_told(self, effect: Told) -> None:
+        super()._on_told(effect)
+        if isinstance(effect.event, PeerGone):
+            for subscription in self.subscriptions.values():
+                subscription.publisher_ended(effect.event.peer)
 
     def _on_list_changed(self, effect: ListChanged) -> None:
         for future in self._following.pop(effect.name, ()) if self._following else ():

@@ -89,6 +89,11 @@ class Workers:
         if not self._calling.locked() and threading.get_ident() not in self.idents:
             self.rouse()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a callback runs here, or waits to."""
+        return bool(self._calls) or self._calling.locked()
+
     def wait_begins(self) -> None:
         """The callback that runs on this thread waits: what it waits for may be a handler that stands behind it."""
         with self._word:

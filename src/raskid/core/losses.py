@@ -26,7 +26,7 @@ class Losses:
     def on_recalled(self, peer: PeerId, message: TasksRecalled) -> None:
         """A node has taken tasks back from a runner, or the runner has left them out."""
         runner = self._pool.runners.get(message.runner)
-        if runner is None or runner.ref.incarnation != message.incarnation:
+        if runner is None or runner.ref.incarnation != message.incarnation or peer not in (runner.peer, runner.node):
             return
         for task, _ in message.tasks:
             if runner.running == task:

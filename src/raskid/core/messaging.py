@@ -21,8 +21,9 @@ from typing import Any
 
 from raskid.core.effects import Arrived, Effect, Introduce, PlanReady, PublisherEnded, RoomMade, Send
 from raskid.core.events import Announce, Event, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
+from raskid.core.link import MESSAGE_BYTES_MAX
 from raskid.core.lists import Lists, Replica
-from raskid.model.errors import RemoteProtocolError
+from raskid.model.errors import LocalProtocolError, RemoteProtocolError
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import REACTIONS, list_name
 from raskid.protocol.messages import (
@@ -42,8 +43,10 @@ EARLY_MAX = 10_000
 IDLE_MAX = 10_000
 #: One `Deliver` has no more messages than this, so that their reader gives credit in between,
 BODIES_MAX = 128
-#: nor more bytes, unless it holds one message only. A message this long is not collected.
+#: nor more bytes, unless it holds one message only.
 BODIES_BYTES_MAX = 64 * 1024
+#: A message may be this long: as long as a link takes it, with what stands around it.
+BODY_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
 
 
 class Target:
@@ -190,7 +193,14 @@ class Messaging:
             topic: The topic's name.
             body: The encoded message.
             waits: The publisher goes on only when no subscription with policy "block" has the message in its queue.
+        Raises:
+            LocalProtocolError: The message is too long; nothing has changed.
         """
+        if len(body) > BODY_BYTES_MAX:
+            raise LocalProtocolError(
+                f"a message of {len(body):,} bytes on {topic!r:.80} is too long: a message may have "
+                f"{BODY_BYTES_MAX:,} bytes. Send less at a time"
+            )
         plan = self.plans.get(topic)
         if plan is None:
             effects = self._announce(topic)
@@ -202,16 +212,12 @@ class Messaging:
                 self._early_dropped[topic] = self._early_dropped.get(topic, 0) + 1
             return effects
         effects = []
-        size = len(body)
         for target in plan:
             if target.credit <= 0 or target.queue:
                 target.enqueue(body, waits and target.overflow == BLOCK)
                 continue
             if target.add(body, effects):
                 self._collected.append(target)
-            if size > BODIES_BYTES_MAX:
-                # At once: should it be too long to be sent at all, its publisher is to hear of it.
-                effects.append(target.take())
         return effects
 
     def collect(self) -> list[Effect]:

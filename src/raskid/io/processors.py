@@ -37,8 +37,8 @@ def leave_processor() -> bool:
         return False
     try:
         os.sched_setaffinity(0, others)
-    except OSError:
-        return False
-    finally:
         os.sched_setaffinity(0, allowed)
+    except OSError:
+        # It is not for us to say, as in some containers; the first call has changed nothing then.
+        return False
     return True

@@ -12,13 +12,16 @@ def remove_tree(directory: str | os.PathLike[str]) -> None:
 
     As ``shutil.rmtree`` with errors ignored, whose module takes as long to import as a system takes to end.
     """
+    if os.path.islink(directory):
+        # What it leads to is somebody else's.
+        return
     with contextlib.suppress(OSError):
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    remove_tree(entry.path)
-                else:
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        remove_tree(entry.path)
+                    else:
                         os.unlink(entry.path)
         os.rmdir(directory)
 

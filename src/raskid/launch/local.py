@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from raskid.client.interrupts import interrupts_held
 from raskid.launch.directories import (
     DIRECTORY_BYTES_MAX,
     LOG,
@@ -34,7 +35,6 @@ from raskid.launch.directories import (
     url_of,
     write_session,
 )
-from raskid.launch.interrupts import interrupts_held
 from raskid.model.errors import StartFailed
 from raskid.model.roles import ROLE_EXECUTE
 

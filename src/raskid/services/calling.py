@@ -14,6 +14,7 @@ import functools
 import io
 import pickle
 import types
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -61,9 +62,31 @@ def dump(value: Any) -> bytes:
             return data
     except Exception:
         pass
-    import cloudpickle
+    out = io.BytesIO()
+    _by_value_pickler()(out, 5).dump(value)
+    return out.getvalue()
 
-    return bytes(cloudpickle.dumps(value, 5))
+
+@functools.cache
+def _by_value_pickler() -> Any:
+    """cloudpickle's pickler, but for one thing: it forgets in which file code stands, so that tracebacks and warnings
+    could not show its lines."""
+    import cloudpickle
+    from cloudpickle import cloudpickle as implementation
+
+    reduce_code = getattr(implementation, "_code_reduce", None)
+    if reduce_code is None:
+        return cloudpickle.Pickler
+
+    def reduce(code: types.CodeType) -> Any:
+        make, arguments = reduce_code(code)
+        # Only what stands in the file's place looks like this.
+        return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in arguments)
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table = ChainMap({types.CodeType: reduce}, cloudpickle.Pickler.dispatch_table)
+
+    return Pickler
 
 
 class _Loader(pickle.Unpickler):

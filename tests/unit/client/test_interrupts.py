@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from raskid.launch.interrupts import interrupts_held
+from raskid.client.interrupts import interrupts_held
 
 
 @pytest.fixture(autouse=True)
