@@ -404,3 +404,45 @@ def test_two_processes_ask_one_another_from_their_handlers(rk, tmp_path):
         process.communicate()
         rk.unserve("ours/inner")
         rk.unserve("ours/outer")
+
+
+def test_interrupts_of_a_reader_lose_nothing(rk, tmp_path):
+    """Somebody in a notebook interrupts a loop over messages again and again, and goes on each time."""
+    text = f"""
+import random, signal, threading, time
+import raskid
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main = threading.main_thread().ident
+
+
+def shoot():
+    time.sleep(random.uniform(0.001, 0.004))
+    signal.pthread_kill(main, signal.SIGINT)
+
+
+with raskid.connect({rk.url!r}) as rk:
+    messages = rk.subscribe("numbers", capacity=64)
+    print("ready", flush=True)
+    expected = hits = 0
+    while hits < 60:
+        shooter = threading.Thread(target=shoot)
+        try:
+            shooter.start()
+            while True:
+                value = messages.get(timeout=5).value
+                assert expected <= value <= expected + 1, (expected, value)
+                expected = value + 1
+        except KeyboardInterrupt:
+            hits += 1
+        shooter.join()
+    print(expected > 100)
+"""
+    reader = script(text, str(tmp_path))
+    assert reader.stdout.readline() == "ready\n", reader.stderr.read()
+    number = 0
+    while reader.poll() is None:
+        rk.publish("numbers", number)
+        number += 1
+    output, errors = reader.communicate(timeout=20)
+    assert (output, errors) == ("True\n", "")

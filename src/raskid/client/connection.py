@@ -20,6 +20,7 @@ from typing import Any
 from raskid.client.code import CodeBook
 from raskid.client.engine import Engine, fresh
 from raskid.client.futures import Future
+from raskid.client.interrupts import guard, unguard
 from raskid.client.mapping import MapResult
 from raskid.client.messages import Subscription
 from raskid.core.calls import Calls
@@ -143,6 +144,7 @@ class Connection:
         self.head: PeerId | None = None
         self._known_codes = self._submitter.codes
         submitter, messaging = self._submitter, self._messaging
+        guard(self.driver.lock)
         self.engine = Engine(self.driver, lambda: [*submitter.flush(), *messaging.collect()])
         # The threads hold the engine, so it must not hold the session: one that nobody has any more is to end.
         driver = self.driver
@@ -408,6 +410,7 @@ def _shut(
     """Give everything back; on a thread that may wait."""
     processes.close()
     engine.close()
+    unguard(engine.lock)
     if listener is not None:
         listener.close()
     if on_close is not None:

@@ -221,11 +221,22 @@ class Subscription:
 
     def _pop(self) -> Message | None:
         """The next message, if one is here."""
+        messages = self._messages
         try:
-            message = self._messages.popleft()
+            if messages[0]._credit:
+                return self._pop_credited()
+            message = messages.popleft()
         except IndexError:
             return None
         if message._credit:
+            # Another reader was faster.
+            self._through(message)
+        return message
+
+    def _pop_credited(self) -> Message:
+        # Under the lock no Ctrl-C comes in between, which would cost the publisher its credit.
+        with self._session.engine.lock:
+            message = self._messages.popleft()
             self._through(message)
         return message
 

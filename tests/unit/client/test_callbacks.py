@@ -88,3 +88,40 @@ def test_coroutines_run_one_after_the_other(in_loop, capsys):
         ("begins", 1), ("through", 1), ("at once", 2), ("through", 2), ("begins", 3), ("ends", 3), ("through", 3),
     ]  # fmt: skip
     assert "in the coroutine" in capsys.readouterr().err
+
+
+def test_several_calls_in_one_go_keep_their_order_whatever_ends_one():
+    engine, seen = Engine(), []
+
+    def function(value):
+        seen.append(value)
+        if value == 2:
+            raise SystemExit
+
+    line = Callback(engine, function)
+    line.call_each([(1,), (2,), (3,)], lambda value: seen.append(-value))
+    line.call_each([(4,)])
+    with pytest.raises(SystemExit):
+        engine.run()
+    engine.run()
+    assert seen == [1, -1, 2, -2, 3, -3, 4]
+
+
+def test_a_coroutine_that_is_cancelled_before_its_first_step_holds_nothing_up():
+    """1. The task is cancelled before the loop has begun it. 2. It is through all the same, and the next follows."""
+    engine, seen = Engine(), []
+
+    async def function(value):
+        seen.append(value)
+
+    async def main():
+        engine.loop = asyncio.get_running_loop()
+        line = Callback(engine, function)
+        line.call_each([(1,), (2,)], lambda value: seen.append(-value))
+        engine.run()
+        line._task.cancel()
+        while len(seen) < 3:
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert seen == [-1, 2, -2]

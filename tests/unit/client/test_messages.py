@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import types
 
 import pytest
 
-from raskid.client.messages import Message
+from raskid.client.messages import Message, Subscription
+from raskid.core.effects import Arrived
 from raskid.model.errors import SessionClosed, WaitTimeout, WrongThread
-from raskid.model.ids import PeerId
+from raskid.model.ids import PeerId, RequestId
 from raskid.protocol.messages import DeleteRecord
 from raskid.protocol.values import encode_body
 from tests.unit.client.systems import until
@@ -237,3 +239,49 @@ def test_coroutine_functions_are_called_back_in_order(head, in_loop, capfd):
             assert done.wait(5)
     assert seen == list(range(20)), "credit was given back for each"
     assert "in the coroutine" in capfd.readouterr().err
+
+
+def test_a_reader_gives_credit_as_it_goes_along():
+    """However many messages came at once: every half of the capacity, and what is left with those that come next."""
+    given = []
+    session = types.SimpleNamespace(took=lambda subscription, publisher, count: given.append(count))
+    session.engine = types.SimpleNamespace(lock=threading.RLock())
+    subscription = Subscription(session, RequestId(1), "t", 8, None)
+    bodies = [encode_body((n,), {}) for n in range(11)]
+    subscription.arrived(Arrived(RequestId(1), PeerId("p"), "t", bodies[:6], 2))
+    subscription.arrived(Arrived(RequestId(1), PeerId("p"), "t", bodies[6:], 0))
+    told = []
+    while (message := subscription._pop()) is not None:
+        told.append((message.value, message.dropped, sum(given)))
+    assert told == [(n, 2 if n == 0 else 0, (n + 1) // 4 * 4) for n in range(11)]
+    assert subscription.dropped == 2
+    subscription.publisher_ended(PeerId("p"))
+    assert not subscription._uncredited
+
+
+def test_what_is_published_before_a_session_closes_arrives(head, other):
+    """Also where nothing was sent to that reader before, so that there is no connection yet."""
+    for _ in range(10):
+        with other.subscribe("last words") as messages:
+            with head.session() as session:
+                session.publish("last words", 1)
+                session.publish("last words", 2)
+            assert [messages.get(5).value for _ in range(2)] == [1, 2]
+
+
+def test_a_request_does_not_overtake_what_was_published_before(rk, other):
+    seen = []
+    other.serve("seen", lambda: list(seen))
+    with other.subscribe("t") as messages:
+        for number in range(20):
+            rk.publish("t", number)
+            future = rk.request_nowait("seen")
+            assert messages.get(5).value == number
+            future.result(5)
+    order = []
+    other.serve("noted", lambda number: order.append(("request", number)))
+    with other.subscribe("t", lambda message: order.append(("message", message.value))):
+        for number in range(20):
+            rk.publish("t", number)
+            rk.request("noted", number)
+    assert order == [(kind, number) for number in range(20) for kind in ("message", "request")]

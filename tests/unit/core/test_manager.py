@@ -684,3 +684,9 @@ def test_a_recalled_task_with_inputs_leaves_their_keeper() -> None:
         ("r2", [place(spec(2, 1), 2, "r1")]),
         ("r1", [place(spec(3, 2), 1, "r2")]),
     ]
+
+
+def test_nobody_but_a_runner_and_its_node_gives_tasks_back() -> None:
+    b = Bench()
+    b.submit(spec(1))
+    assert b.get("c2", TasksRecalled(PeerId("r1"), 1, [(TaskId(1), 1)])) == []

@@ -9,7 +9,8 @@ from raskid.core import messaging as messaging_module
 from raskid.core.effects import Arrived, Introduce, ListRefused, PlanReady, PublisherEnded, RoomMade, Send
 from raskid.core.events import Announce, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
 from raskid.core.lists import Lists
-from raskid.core.messaging import Messaging
+from raskid.core.messaging import BODIES_BYTES_MAX, BODIES_MAX, Messaging
+from raskid.model.errors import LocalProtocolError
 from raskid.model.ids import PeerId, RequestId
 from raskid.protocol.messages import (
     AnyMessage,
@@ -233,3 +234,47 @@ def test_a_topic_that_cannot_be_followed_leaves_out_what_was_early_and_counts_it
     assert effects == [ListRefused(NAME, "Overflow", "too many")]
     assert messaging.dropped_early == 1 and not messaging.plans
     assert messaging.handle(Publish("t", b"2"), 0.0) == [Send(HUB, Watch(NAME, True, RequestId(2)))]
+
+
+def test_what_comes_in_quick_succession_travels_together() -> None:
+    """1. Published directly, messages are collected. 2. `collect` sends them as one, in order with what waited."""
+    publisher = Publisher(record(3))
+    messaging = publisher.messaging
+    for body in (b"1", b"2", b"3", b"4"):
+        assert messaging.publish("t", body) == []
+        messaging.check_invariants()
+    assert messages(publisher.told(Consumed(SUBSCRIPTION, 1))) == [deliver(b"1", b"2", b"3", b"4")]
+    assert messages(messaging.collect()) == []
+    assert messages(publisher.told(Consumed(SUBSCRIPTION, 3))) == []
+    messaging.publish("t", b"5")
+    messaging.publish("t", b"6")
+    assert messages(messaging.collect()) == [deliver(b"5", b"6")]
+
+
+def test_a_collection_has_a_bound() -> None:
+    messaging = Publisher(record(1000)).messaging
+    found = []
+    for _ in range(BODIES_MAX + 1):
+        found += messages(messaging.publish("t", b"x"))
+    assert [len(it.bodies) for it in found] == [BODIES_MAX]
+    found = messages(messaging.publish("t", bytes(BODIES_BYTES_MAX)))
+    assert [len(it.bodies) for it in found] == [1]
+    found = messages(messaging.collect())
+    assert [len(it.bodies) for it in found] == [1]
+
+
+def test_a_message_that_is_too_long_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raskid.core.messaging.BODY_BYTES_MAX", 10)
+    messaging = Publisher(record(2)).messaging
+    messaging.publish("t", b"1")
+    with pytest.raises(LocalProtocolError, match="a message of 11 bytes on 't' is too long"):
+        messaging.publish("t", bytes(11))
+    messaging.publish("t", b"2")
+    assert messages(messaging.collect()) == [deliver(b"1", b"2")]
+
+
+def test_the_end_of_a_reader_comes_behind_what_was_collected() -> None:
+    publisher = Publisher(record(2))
+    publisher.messaging.publish("t", b"1")
+    effects = publisher.told(RecordDeleted(NAME, 2, str(SUBSCRIPTION)))
+    assert [it.message for it in effects if isinstance(it, Send)][:2] == [deliver(b"1"), Delivered(SUBSCRIPTION, 0)]
