@@ -22,6 +22,7 @@ from raskid.client.mapping import MapResult
 from raskid.client.messages import ANSWER_S, Message, Subscription
 from raskid.client.requests import SERVE_S, not_served
 from raskid.client.shared import PUT_S, SharedDict
+from raskid.client.tasks import futures_of
 from raskid.client.topics import FOLLOW_S, SETTLE_S
 from raskid.client.waiting import result_in
 from raskid.model.errors import WaitTimeout
@@ -74,7 +75,7 @@ class AsyncSession:
             async with asyncio.timeout(limit) as scope:
                 if isinstance(futures, MapResult):
                     return await self._values(futures)
-                return [await it if isinstance(it, Future) else it for it in list(futures)]
+                return [await it if isinstance(it, Future) else it for it in futures_of("gather", futures)]
         except TimeoutError:
             if not scope.expired():
                 raise

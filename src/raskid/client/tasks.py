@@ -135,6 +135,12 @@ class Tasks(Connection):
         code = self._book.code_of(function)
         # One iterable is by far the most frequent case: its items need no tuples around them.
         single = len(iterables) == 1
+        for number, iterable in enumerate(iterables, 1):
+            if not hasattr(iterable, "__iter__") and not hasattr(iterable, "__getitem__"):
+                raise TypeError(
+                    f"map() takes things to iterate over, and number {number} is {iterable!r:.60} of type "
+                    f"{type(iterable).__name__}. Bind what is the same for all items: functools.partial(function, ...)"
+                )
         items = list(iterables[0]) if single else list(zip(*iterables, strict=False))
         result = MapResult(self.engine, len(items), code.name)
         if not items:
@@ -194,7 +200,11 @@ class Tasks(Connection):
         For each future it is as with `Future.cancel`: the system answers at once, and what it has not answered within
         a second counts as running.
         """
-        wanted = [future for future in futures if future.task and not future.done()]
+        if isinstance(futures, MapResult):
+            raise TypeError(
+                "cancel() takes futures, and the elements of a map are values: submit what is to be cancelled"
+            )
+        wanted = [future for future in futures_of("cancel", futures) if future.task and not future.done()]
         if wanted:
             self.engine.cancel([future.task for future in wanted])
             if futures_module.may_wait(self.engine):
@@ -205,7 +215,7 @@ class Tasks(Connection):
         """The values of futures, in order; of a map, all its values. Raises the first error met."""
         if isinstance(futures, MapResult):
             return futures.values(timeout)
-        waiting = list(futures)
+        waiting = futures_of("gather", futures)
         if timeout is not None:
             futures_module.check_timeout(timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -267,3 +277,10 @@ def _which(named: list[tuple[str, Any]]) -> str:
     finally:
         _collecting.futures = None
     return ""
+
+
+def futures_of(call: str, given: Iterable[Any]) -> list[Any]:
+    """What `gather` or `cancel` was given, as a list."""
+    if isinstance(given, Future):
+        raise TypeError(f"{call}() takes a list of futures, got one; write {call}([future])")
+    return list(given)

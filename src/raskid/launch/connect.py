@@ -6,6 +6,7 @@ import contextlib
 import math
 import operator
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
@@ -37,6 +38,18 @@ class Wanted(NamedTuple):
     timeout: float
 
 
+def _check_not_in_a_task() -> None:
+    """A task without a URL would start a system of its own, once for each call, which nobody means."""
+    # Only a runner has it.
+    publishing = sys.modules.get("raskid.services.publishing")
+    if publishing is not None and publishing.in_task():
+        raise RuntimeError(
+            "connect() in a task would start a second system. Give it the url of the one to attach to (rk.url in the "
+            "script). A task that waits there for another task holds its runner meanwhile. To publish, a task needs no "
+            "session: raskid.publish(topic, ...)"
+        )
+
+
 def connect(url: str | None = None, *, runners: int | None = None, timeout: float | None = None) -> Session:
     """Connect to a system, starting it where the URL says so.
 
@@ -48,11 +61,14 @@ def connect(url: str | None = None, *, runners: int | None = None, timeout: floa
         timeout: How long starting and connecting may take together, in seconds; goes before the URL. Default: 20.
 
     Raises:
+        RuntimeError: A task calls this without a URL.
         TypeError: The URL is no text, or an argument no number.
         ValueError: The URL or an argument cannot be used; the text says what is wrong and what was probably meant.
         StartFailed: The system did not come up; the text holds what it wrote.
         SessionClosed: No system of that name runs.
     """
+    if url is None and not os.environ.get(URL_VARIABLE):
+        _check_not_in_a_task()
     wanted = read_url(url, runners, timeout)
     if wanted.name:
         return local.attach(wanted.name, wanted.role, wanted.timeout)
@@ -96,6 +112,9 @@ def _split(url: str, what: str) -> tuple[str, dict[str, str]]:
         parts = urlsplit(url)
     except ValueError as error:
         raise ValueError(f"{what} cannot be read as a URL: {error}; {_FORMS}") from error
+    if url[: len(_SCHEME)].lower() == _SCHEME:
+        # Schemes have no case (RFC 3986, section 3.1).
+        url = _SCHEME + url[len(_SCHEME) :]
     if not url.startswith(_SCHEME):
         if parts.scheme in ("", "local"):
             rest = url.removeprefix("local:").lstrip("/")

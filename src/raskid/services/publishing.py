@@ -165,6 +165,11 @@ class Publisher:
 _publisher: Publisher | None = None
 
 
+def in_task() -> bool:
+    """Whether this process is a runner, so that what calls this is a task."""
+    return _publisher is not None
+
+
 def serve_tasks(publisher: Publisher) -> None:
     """Let the tasks that run in this process publish."""
     global _publisher

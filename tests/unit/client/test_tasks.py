@@ -137,3 +137,15 @@ def test_code_objects_are_kept_up_to_a_bound(session, monkeypatch):
     monkeypatch.setattr(module, "CODES_BYTES_MAX", 100)
     session.map(eval("lambda x: x"), [1, 2])
     assert len(session._known_codes) == 1
+
+
+def test_a_single_future_where_a_list_is_meant(rk):
+    future = rk.request_nowait("nobody", timeout=0.01)
+    for call in (rk.gather, rk.cancel):
+        with pytest.raises(TypeError, match=r"takes a list of futures, got one; write \w+\(\[future\]\)"):
+            call(future)
+
+
+def test_what_cannot_be_iterated_over_is_named(rk):
+    with pytest.raises(TypeError, match=r"number 2 is 4 of type int.*functools\.partial"):
+        rk.map(pow, [1, 2], 4)

@@ -107,3 +107,14 @@ def test_the_environment_is_named_where_it_is_wrong(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("RASKID_URL", "default")
     with pytest.raises(ValueError, match=r"environment variable RASKID_URL.* did you mean 'local://default'"):
         read_url()
+
+
+def test_a_scheme_has_no_case():
+    assert read_url("LOCAL://?runners=3", None, None) == read_url("local://?runners=3", None, None)
+
+
+def test_a_task_does_not_start_a_second_system(monkeypatch):
+    monkeypatch.delenv("RASKID_URL", raising=False)
+    monkeypatch.setattr("raskid.services.publishing._publisher", object())
+    with pytest.raises(RuntimeError, match=r"rk\.url"):
+        connect()
