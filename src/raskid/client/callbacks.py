@@ -88,7 +88,8 @@ class Callback:
             import asyncio
 
             try:
-                asyncio.run(_finish(coroutine))
+                with self._engine.waiting():
+                    asyncio.run(_finish(coroutine))
             finally:
                 then(*args)
         else:

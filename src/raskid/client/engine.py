@@ -39,7 +39,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from raskid.client.loops import running_loop
@@ -274,23 +274,39 @@ class Engine:
                 "a blocking call was made on the thread that serves this session's messages. Inside asyncio, await "
                 "instead"
             )
+        if self.lock._is_owned():  # type: ignore[attr-defined]
+            # Nobody waits while holding it, but for the handler of a signal that came just then.
+            raise WrongThread(
+                "a blocking call was made in the handler of a signal, in the middle of another call of this session. "
+                "Have the handler set a flag, and look at it in the program"
+            )
         self.check_alive()
         deadline = None if timeout is None else time.monotonic() + timeout
         self.flush()
-        if threading.get_ident() in self.callback_threads:
-            self._workers.wait_begins()
-            try:
-                return self._wait_until(done, deadline)
-            finally:
-                self._workers.wait_ends()
-        return self._wait_until(done, deadline)
+        with self.waiting():
+            return self._wait_until(done, deadline)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait: if this is a callback, handlers of requests do not stand in line behind it meanwhile."""
+        if threading.get_ident() not in self.callback_threads:
+            yield
+            return
+        self._workers.wait_begins()
+        try:
+            yield
+        finally:
+            self._workers.wait_ends()
 
     def _wait_until(self, done: Callable[[], bool], deadline: float | None) -> bool:
         while not done():
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return False
-            if self.loop is None and self.baton.acquire(blocking=False):
+            if self.driving == threading.get_ident():
+                # The handler of a signal waits, inside of a wait of its own thread, which drives.
+                self._drive(done, deadline)
+            elif self.loop is None and self.baton.acquire(blocking=False):
                 try:
                     self._drive(done, deadline)
                 finally:
@@ -323,12 +339,13 @@ class Engine:
         self.driver.spin_s = SPIN_S
         # This thread is the user's.
         self.driver.may_move = False
-        self.driving = threading.get_ident()
+        outer, self.driving = self.driving, threading.get_ident()
         try:
             self._drive_until(step, done, deadline)
         finally:
-            self.driving = 0
-            self.driver.spin_s = 0.0
+            self.driving = outer
+            if not outer:
+                self.driver.spin_s = 0.0
 
     def _drive_until(
         self, step: Callable[[float | None], bool], done: Callable[[], bool], deadline: float | None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from raskid.client.loops import running_loop
 from raskid.model.errors import WaitTimeout
-from raskid.model.ids import COUNTER_BITS, TaskId
+from raskid.model.ids import TaskId, counter_of
 from raskid.services.calling import load_error, load_value, resolve_input
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def check_timeout(timeout: Any) -> None:
     """Raise TypeError when it is no number of seconds."""
     if isinstance(timeout, str | bytes) or not hasattr(timeout, "__float__"):
         raise TypeError(f"timeout is a number of seconds, or None to wait without limit; got {timeout!r}")
+    if timeout != timeout:
+        raise ValueError("timeout is a number of seconds, or None to wait without limit; got NaN, which is no number")
 
 
 def may_wait(engine: Engine) -> bool:
@@ -59,6 +61,13 @@ def _wake_from_elsewhere(waiter: asyncio.Future[None], future: Future) -> None:
     # Whoever waited may have given up, and its loop may be closed.
     with contextlib.suppress(RuntimeError):
         waiter.get_loop().call_soon_threadsafe(_wake, waiter, future)
+
+
+def _only_passes_on(callback: Callable[[Any], Any]) -> bool:
+    """Whether a callback does no more than wake another event loop: ours, or that of `asyncio.wrap_future`."""
+    if type(callback) is partial:
+        return callback.func is _wake_from_elsewhere
+    return getattr(callback, "__module__", "") == "asyncio.futures"
 
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -152,7 +161,11 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         if self._callbacks:
             callbacks, self._callbacks = self._callbacks, None
             for callback in callbacks:
-                self._engine.call_soon(callback, self)
+                if _only_passes_on(callback):
+                    # At once: whoever waits for it may be a callback itself, behind which this would stand in line.
+                    callback(self)
+                else:
+                    self._engine.call_soon(callback, self)
 
     def _open(self) -> None:
         """Unpickle what came, at the first look."""
@@ -185,10 +198,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     def cancel(self) -> bool:
         """Ask that the task be not started; a task that runs is never stopped.
 
-        Returns True when it will not run: then it has not run, and does not. False when it runs or has run, and its
-        value comes as if nobody had asked. The system answers at once, also for tasks that wait behind long ones; if
-        there is no answer within a second (`CANCEL_S`) that is False too, and should the task turn out not to have
-        been started, the future is cancelled later.
+        Returns True when it does not run and will not (an attempt that ended with its runner may have run before that).
+        False when it runs or has run, and its value comes as if nobody had asked. The system answers at once, also for
+        tasks that wait behind long ones; if there is no answer within a second (`CANCEL_S`) that is False too, and
+        should the task turn out not to have been started, the future is cancelled later.
 
         Where an asyncio loop runs, this does not wait: it asks, and returns False; the future is cancelled soon if
         that is still possible.
@@ -284,7 +297,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         return f"<raskid.Future of {self._what()}: {state}>"
 
     def _what(self) -> str:
-        number = self.task & ((1 << COUNTER_BITS) - 1)
+        number = counter_of(self.task)
         return f"{self._name or 'task'} #{number}" if self.task else self._name or "a request"
 
     def __del__(self) -> None:

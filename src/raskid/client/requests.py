@@ -35,6 +35,7 @@ from raskid.core.events import (
 )
 from raskid.model import errors
 from raskid.model.errors import (
+    RaskidError,
     RemoteError,
 )
 from raskid.model.ids import RequestId
@@ -116,7 +117,8 @@ class Requests(Connection):
                     return
                 import asyncio
 
-                value = asyncio.run(self._cancellable(request, value))
+                with self.engine.waiting():
+                    value = asyncio.run(self._cancellable(request, value))
             self._reply(request, encode_value(value))
         except BaseException as error:
             # SystemExit, too: it ends no more than the handler, and whoever asked is to hear of it.
@@ -186,8 +188,8 @@ class Requests(Connection):
 
         Handlers run one at a time, on the session's callback threads or in its event loop; one may be a coroutine
         function. While a callback or handler waits for something (a request of its own, say), the handlers of other
-        requests run at the same time on threads of their own. A request that its caller gives up is left out when it
-        has not begun, and cancelled when it is a coroutine.
+        requests run at the same time on threads of their own, 64 at most; further ones stand in line. A request that
+        its caller gives up is left out when it has not begun, and cancelled when it is a coroutine.
 
         Raises:
             TypeError, TopicNameError: An argument cannot be used.
@@ -213,8 +215,9 @@ class Requests(Connection):
     def give_up_serving(self, name: str, handler: Callable[..., Any]) -> None:
         """Forget a service that others could not be told of."""
         if self._handlers.get(name) is handler:
-            del self._handlers[name]
-            self.engine.tell(Unserve(name))
+            # The hub may have it by now, and would send others here.
+            with contextlib.suppress(RaskidError):
+                self.unserve_nowait(name)
 
     def unserve(self, name: str) -> None:
         """Answer them no longer. Requests that have begun are still answered."""

@@ -24,7 +24,7 @@ from raskid.core.tasks import (
     TaskState,
     move,
 )
-from raskid.model.ids import PeerId, TaskId
+from raskid.model.ids import PeerId, TaskId, counter_of
 from raskid.protocol.messages import TaskFailed, TasksCancelled, TaskSpec
 
 #: Runners that may end while they run a task; placements that came to nothing otherwise are not counted.
@@ -49,9 +49,9 @@ class Graph:
         self.resend: dict[TaskId, TaskEntry] = {}
 
     def describe(self, entry: TaskEntry) -> str:
-        """A task for people: its number, and its function's name where that is known."""
+        """A task for people: as its future shows itself, with its function's name where that is known."""
         code = self._pool.codes.get(entry.spec.code) if entry.spec is not None else None
-        return f"task {entry.task} ({code.name})" if code is not None and code.name else f"task {entry.task}"
+        return f"{code.name if code is not None and code.name else 'task'} #{counter_of(entry.task)}"
 
     # ── Getting ready ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -64,7 +64,7 @@ class Graph:
         tasks[spec.task] = entry
         unknown = [task for task, found in inputs.items() if found is None]
         if unknown:
-            text = f"{self.describe(entry)} needs the value of task {unknown[0]}, which is not known"
+            text = f"{self.describe(entry)} needs the value of task #{counter_of(unknown[0])}, which is not known"
             self.fail(entry, "InputFailed", text)
             return
         entry.inputs = tuple(found for found in inputs.values() if found is not None)
@@ -162,7 +162,7 @@ class Graph:
         for entry in entries:
             if entry.state is RELEASED:
                 if entry.spec is None:
-                    self.fail_all(entry, "TaskLost", f"task {entry.task} was sent to a runner directly; {why}")
+                    self.fail_all(entry, "TaskLost", f"{self.describe(entry)} was sent to a runner directly; {why}")
                     continue
                 move(entry, WAITING)
                 for found in entry.inputs:

@@ -12,7 +12,7 @@ from typing import Any
 from raskid.core.effects import CancelledTooLate, Effect, Introduce, Send, TaskEnded, TaskResolved
 from raskid.core.events import CancelValues, Event, PeerGone, Received, ReleaseValues, Tick
 from raskid.core.lists import Lists
-from raskid.model.ids import CodeId, IdSource, PeerId, RequestId, TaskId
+from raskid.model.ids import CodeId, IdSource, PeerId, RequestId, TaskId, counter_of
 from raskid.protocol.messages import (
     AskValue,
     CancelTasks,
@@ -257,7 +257,9 @@ class Submitter:
             for task in held:
                 self.out.discard(task)
                 self._unknown.add(task)
-                effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
+                effects.append(
+                    TaskEnded(task, "TaskCancelled", f"task #{counter_of(task)} was cancelled before it started")
+                )
             # What needs them, held back as well, fails when the manager does not know them.
             effects += [*self._release_held(), *self.flush()]
         # The manager hears only of its own: it would wait for ever for what a runner left out for us.
@@ -291,7 +293,9 @@ class Submitter:
                     self.out.discard(task)
                     if self._lease is not None and self._lease.direct.pop(task, None) is not None:
                         self._unknown.add(task)
-                    effects.append(TaskEnded(task, "TaskCancelled", f"task {task} was cancelled before it started"))
+                    effects.append(
+                        TaskEnded(task, "TaskCancelled", f"task #{counter_of(task)} was cancelled before it started")
+                    )
             effects += [CancelledTooLate(task) for task in message.started if task in self.out]
             return [*effects, *self._release_held(), *self.flush()] if self._held else effects
         if type(message) is ValuesAt:

@@ -190,6 +190,8 @@ def begin_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(pack(data))
             process.stdin.flush()
+        # While the head imports what it needs: what starts that were killed have left behind goes.
+        systems()
     except BaseException as error:
         if handle is not None:
             handle.stop(kill=True)

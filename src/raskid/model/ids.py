@@ -40,6 +40,11 @@ class IdSource:
         return first
 
 
+def counter_of(identifier: int) -> int:
+    """The number of `identifier` among those of its creator, as people see it."""
+    return identifier & ((1 << COUNTER_BITS) - 1)
+
+
 def origin_of(identifier: int) -> int:
     """The origin of the peer that made `identifier`."""
     return identifier >> COUNTER_BITS

@@ -1,6 +1,7 @@
 """Callbacks, without threads: what is due is called by the test."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -15,6 +16,9 @@ class Engine:
 
     def call_soon(self, function, *args):
         self.due.append((function, args))
+
+    def waiting(self):
+        return contextlib.nullcontext()
 
     def run(self):
         while self.due:

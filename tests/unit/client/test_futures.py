@@ -128,3 +128,10 @@ def test_as_an_argument_it_stands_for_its_value(engine, future):
         collecting.futures = None
     with pytest.raises(TypeError, match="can be an argument of a task"):
         pickle.dumps(future)
+
+
+def test_a_limit_that_is_no_number(head):
+    with head.session() as rk:
+        future = rk.request_nowait("nobody", timeout=0.01)
+        with pytest.raises(ValueError, match="NaN"):
+            future.result(float("nan"))

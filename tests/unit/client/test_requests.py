@@ -1,6 +1,7 @@
 """Requests as a user calls them, over a real head."""
 
 import asyncio
+import signal
 import threading
 import time
 
@@ -8,7 +9,14 @@ import msgspec
 import pytest
 
 from raskid.core.effects import CallDone
-from raskid.model.errors import NoSuchService, RemoteError, RemoteProtocolError, TopicNameError, WaitTimeout
+from raskid.model.errors import (
+    NoSuchService,
+    RemoteError,
+    RemoteProtocolError,
+    TopicNameError,
+    WaitTimeout,
+    WrongThread,
+)
 from raskid.protocol.messages import PutRecord
 from tests.unit.client.systems import until
 
@@ -238,3 +246,70 @@ def test_what_is_no_longer_served(rk, other):
     with pytest.raises(NoSuchService):
         rk.request("gone", timeout=0.05)
     assert "services:gone" not in rk.topics("services:"), "its list is not followed for ever"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_coroutine_callback_of_a_blocking_session_may_await_its_futures(rk, other, wrapped):
+    answers = []
+    done = threading.Event()
+    other.serve("double", lambda value: 2 * value)
+
+    async def callback(message):
+        future = rk.request_nowait("double", message.value)
+        answers.append(await (asyncio.wrap_future(future) if wrapped else future))
+        if len(answers) == 3:
+            done.set()
+
+    with rk.subscribe("t", callback):
+        for number in range(3):
+            other.publish("t", number)
+        assert done.wait(5)
+    assert answers == [0, 2, 4]
+
+
+def test_a_coroutine_handler_may_ask_another_service_of_its_session(rk):
+    async def outer(value):
+        return 1 + await rk.request_nowait("inner", value)
+
+    rk.serve("outer", outer)
+    rk.serve("inner", lambda value: 10 * value)
+    assert rk.request("outer", 4) == 41
+
+
+def test_a_signal_handler_may_wait_while_its_thread_waits(rk, other):
+    """1. The main thread waits for an answer that comes late. 2. A signal's handler asks something, and gets it."""
+    asked = threading.Event()
+    go_on = threading.Event()
+    got = []
+
+    def slow():
+        asked.set()
+        go_on.wait(5)
+        return "late"
+
+    def shoot():
+        asked.wait(5)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    def handler(number, frame):
+        got.append(rk.request("own", timeout=5))
+        go_on.set()
+
+    other.serve("slow", slow)
+    rk.serve("own", lambda: "quick")
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        shooter = threading.Thread(target=shoot)
+        shooter.start()
+        assert rk.request("slow", timeout=5) == "late"
+        shooter.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert got == ["quick"]
+
+
+def test_a_wait_in_a_signal_handler_amid_a_call_is_refused(rk):
+    future = rk.request_nowait("nobody", timeout=5)
+    with rk.engine.lock, pytest.raises(WrongThread, match="handler of a signal"):
+        future.result(1)
+    future.cancel()

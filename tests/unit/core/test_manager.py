@@ -215,7 +215,7 @@ def test_long_chain_does_not_recurse() -> None:
 def test_unknown_input_fails() -> None:
     b = Bench()
     assert b.submit(spec(2, 1)) == [
-        to("c", TaskFailed(TaskId(2), "InputFailed", "task 2 needs the value of task 1, which is not known"))
+        to("c", TaskFailed(TaskId(2), "InputFailed", "task #2 needs the value of task #1, which is not known"))
     ]
     b.release(2)
     assert not b.manager._tasks
@@ -276,9 +276,9 @@ def test_task_lost_after_ten_attempts() -> None:
     b.start("r10")
     effects = b.get("n", RunnerEnded(PeerId("r10"), 1, "exit code 3", TaskId(1)))
     lost, failed = (message for _, message in sent(effects, TaskFailed))
-    why = "task 1 (mine.deadly) was given up: 10 attempts ended with their runner: killed (9 times); exit code 3"
+    why = "mine.deadly #1 was given up: 10 attempts ended with their runner: killed (9 times); exit code 3"
     assert lost == TaskFailed(TaskId(1), "TaskLost", why)
-    needs = "task 2 (mine.deadly) cannot run: its input, task 1 (mine.deadly), failed: "
+    needs = "mine.deadly #2 cannot run: its input, mine.deadly #1, failed: "
     assert failed == TaskFailed(TaskId(2), "InputFailed", needs + why)
 
 
@@ -414,7 +414,7 @@ def test_cancel_on_a_runner() -> None:
     assert b.cancel(1, 1) == [recall, to("r1", CancelTasks([TaskId(1)]))]
     assert b.recalled("r1", 1) == [
         to("c", TasksCancelled([TaskId(1)])),
-        to("c", TaskFailed(TaskId(2), "InputFailed", "task 2 cannot run: its input, task 1, was cancelled")),
+        to("c", TaskFailed(TaskId(2), "InputFailed", "task #2 cannot run: its input, task #1, was cancelled")),
         to("r1", CancelTasks([TaskId(2)])),
     ]
 

@@ -70,7 +70,7 @@ def resolved(task: int, ok: bool = True, value: bytes = b"v") -> TaskResolved:
 
 
 def cancelled(task: int) -> TaskEnded:
-    return TaskEnded(TaskId(task), "TaskCancelled", f"task {task} was cancelled before it started")
+    return TaskEnded(TaskId(task), "TaskCancelled", f"task #{task} was cancelled before it started")
 
 
 def test_batch_carries_code_once() -> None:
