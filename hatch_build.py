@@ -23,6 +23,7 @@ INTERPRETED = {"__init__.py", "effects.py", "events.py", "identity.py"}
 HOT = (
     "protocol/framing.py",
     "io/driver.py",
+    "io/looking.py",
     "io/outbox.py",
     "client/code.py",
     "client/engine.py",

@@ -336,16 +336,15 @@ class Engine:
 
     def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
         step = self.driver.step
-        self.driver.spin_s = SPIN_S
         # This thread is the user's.
-        self.driver.may_move = False
+        self.driver.looking.look(SPIN_S, may_move=False)
         outer, self.driving = self.driving, threading.get_ident()
         try:
             self._drive_until(step, done, deadline)
         finally:
             self.driving = outer
             if not outer:
-                self.driver.spin_s = 0.0
+                self.driver.looking.look(0.0, may_move=False)
 
     def _drive_until(
         self, step: Callable[[float | None], bool], done: Callable[[], bool], deadline: float | None
@@ -397,8 +396,7 @@ class Engine:
             self.in_step = True
             self.stepping = threading.current_thread()
             if not self.nudged and not self.waiters:
-                driver.spin_s = SPIN_S if look else 0.0
-                driver.may_move = True
+                driver.looking.look(SPIN_S if look else 0.0, may_move=True)
                 driver.step(None if wait and not self._releases else 0)
         except Exception:
             if not self.closing:
@@ -407,7 +405,7 @@ class Engine:
         finally:
             self.in_step = False
             self.stepping = None
-            driver.spin_s = 0.0
+            driver.looking.look(0.0, may_move=False)
             self.baton.release()
             self._notify()
 

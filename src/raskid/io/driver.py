@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import os
 import socket
 import threading
 import time
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from raskid.core.effects import Connect, Disconnect, Effect
 from raskid.core.events import BytesReceived, ConnectionClosed, ConnectionOpened, Event, Tick
 from raskid.io.counters import Counters
+from raskid.io.looking import Looking
 from raskid.io.poller import READ, WRITE, Poller
-from raskid.io.processors import leave_processor
 from raskid.io.transports import Connecting, Listener, Transport, start
 from raskid.protocol.framing import frame_bytes
 
@@ -39,16 +38,6 @@ ACCEPT_PAUSE_S = 0.5
 #: which none has come for `SILENT_S` is given up, and its link looks for another.
 HEARTBEAT_S = 5.0
 SILENT_S = 20.0
-
-#: So many waits in a row that were longer than the look before them end the looking, until a short one comes again.
-SPIN_LUCK = 3
-#: Between two looks somebody else had the processor when they are further apart than this; when that was so in as many
-#: waits in a row, it is the one that we wait for, and one of us should go elsewhere.
-SHARED_S = 0.000015
-SHARED_MAX = 8
-
-perf_counter = time.perf_counter
-sched_yield = getattr(os, "sched_yield", lambda: None)
 
 
 class _Channel:
@@ -101,12 +90,7 @@ class Driver:
         self.counters = Counters()
         self.clock = time.monotonic
         self.poller = Poller()
-        #: How long to look for something to do before sleeping, in seconds; 0: sleep at once.
-        self.spin_s = 0.0
-        self._spin_luck = 0
-        #: Whether the thread that looks is ours to move to another processor.
-        self.may_move = False
-        self._shared = 0
+        self.looking = Looking(self.poller, self.counters)
         #: Until when the latest step waits at most; None: until something comes.
         self.waits_until: float | None = None
         self._handlers: dict[int, Callable[[int], None]] = {}
@@ -440,7 +424,7 @@ class Driver:
             timeout = left if timeout is None else min(timeout, left)
         ready: list[tuple[int, int]] = []
         try:
-            ready = self._wait(timeout)
+            ready = self.looking.wait(timeout)
         finally:
             with self.lock:
                 self._steps -= 1
@@ -479,46 +463,6 @@ class Driver:
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2]()
         self.flush()
-
-    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Wait for descriptors; look a few times before sleeping while that has been worth it.
-
-        Going to sleep and being woken costs tens of microseconds on each side, as much as a whole short task.
-        """
-        wait = self.poller.wait
-        if timeout == 0 or not self.spin_s:
-            return wait(timeout)
-        started = perf_counter()
-        if self._spin_luck > 0:
-            end = started + self.spin_s
-            looked = started
-            shared = False
-            while True:
-                ready = wait(0)
-                self.counters.syscalls += 2
-                now = perf_counter()
-                if now - looked > SHARED_S:
-                    shared = True
-                looked = now
-                if ready:
-                    self._spin_luck = SPIN_LUCK
-                    if self.may_move:
-                        self._note_sharing(shared)
-                    return ready
-                if now >= end:
-                    break
-                sched_yield()
-            self._spin_luck -= 1
-        ready = wait(timeout)
-        if perf_counter() - started < 2 * self.spin_s:
-            self._spin_luck = SPIN_LUCK
-        return ready
-
-    def _note_sharing(self, shared: bool) -> None:
-        self._shared = self._shared + 1 if shared else 0
-        if self._shared >= SHARED_MAX:
-            self._shared = 0
-            self.counters.moves += leave_processor()
 
     def totals(self) -> Counters:
         """The counters so far, those of open connections included."""

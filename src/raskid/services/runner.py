@@ -70,8 +70,7 @@ class RunnerProcess:
         messaging = Messaging(lists)
         self.station = Station(peer, [self.machine, lists, messaging], RelayEnd(node, self.ids))
         self.driver = Driver(self.station, self._apply)
-        self.driver.spin_s = SPIN_S
-        self.driver.may_move = True
+        self.driver.looking.look(SPIN_S, may_move=True)
         self.driver.listen(listen(settings.address))
         self.publisher = Publisher(self.driver, lists, messaging, outbox)
         self.where = f"{settings.peer} (pid {os.getpid()}, {socket.gethostname()})"
