@@ -28,7 +28,6 @@ from raskid.io.driver import Driver
 from raskid.io.outbox import Outbox
 from raskid.model.errors import Overflow, RaskidError, WaitTimeout
 from raskid.model.topics import REACTIONS, check_list_name, check_topic
-from raskid.protocol.values import encode_body
 
 #: The first publish on a topic, and one after a change of its readers, wait for the hub no longer than this.
 FOLLOW_S = 10.0
@@ -47,6 +46,9 @@ _LAZY = (
 
 def message_body(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
     """The bytes of what `publish` was given; a single function is called for its value."""
+    # Only now: most runners never publish, and start without what this imports.
+    from raskid.protocol.values import encode_body
+
     if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
         args = (args[0](),)
     return encode_body(args, fields)
