@@ -53,8 +53,9 @@ from raskid.protocol.messages import (
     TopicsListed,
 )
 from raskid.protocol.reactions import BLOCK, CAPACITY_MAX, OVERFLOWS, Reaction
+from raskid.protocol.values import encode_message
 from raskid.services.publishing import BLOCK_S as BLOCK_S  # noqa: PLC0414 - for `raskid.client.aio`, too
-from raskid.services.publishing import message_body, not_taken
+from raskid.services.publishing import not_taken
 
 SETTLE_S = 5.0
 #: The first publish on a topic, and a new handle on a shared list, wait for the hub no longer than this.
@@ -212,7 +213,7 @@ class Topics(Connection):
 
     def begin_publish(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool) -> Sequence[Room]:
         """Send or queue a message; if the publisher `waits`, give what it has to wait for."""
-        body = message_body(args, fields)
+        body = encode_message(args, fields)
         engine = self.engine
         rooms: Sequence[Room] = ()
         with engine.lock:

@@ -23,6 +23,7 @@ import math
 import re
 import struct
 import sys
+import types
 from typing import Any, NoReturn
 
 import msgspec
@@ -44,6 +45,13 @@ _HEADER_SIZE = struct.Struct("<I")
 _DESCRIPTION_BYTES_MAX = 64 * 1024
 #: Kinds of dtype whose elements are their bytes.
 _DTYPE = re.compile(r"[<>|=][biufcmMSUV][0-9]{0,10}(\[[0-9]{0,10}[A-Za-z]{1,2}(/[0-9]{1,10})?\])?", re.ASCII)
+
+
+#: What `publish` calls to get the message. A class, or an object that can be called, is not meant by this.
+_LAZY = (
+    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial,
+    functools._lru_cache_wrapper,
+)  # fmt: skip
 
 
 class _ArrayHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +76,13 @@ def encode_body(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
     if len(body) > BODY_BYTES_MAX:
         _refuse_size(len(body))
     return body
+
+
+def encode_message(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
+    """As `encode_body`, for what `publish` was given: a single function is called, and gives the value."""
+    if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
+        args = (args[0](),)
+    return encode_body(args, fields)
 
 
 def encode_value(value: Any) -> bytes:

@@ -12,11 +12,9 @@ not looked, and a publish that nobody reads costs two look-ups (see `docs/design
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import time
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -36,22 +34,6 @@ BLOCK_S = 30.0
 #: And for the kernel to take what is sent; after a reader that needs longer there is no such wait for a while.
 WRITE_S = 1.0
 WRITE_AGAIN_S = 5.0
-
-#: What `publish` calls to get the message. A class, or an object that can be called, is not meant by this.
-_LAZY = (
-    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial,
-    functools._lru_cache_wrapper,
-)  # fmt: skip
-
-
-def message_body(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
-    """The bytes of what `publish` was given; a single function is called for its value."""
-    # Only now: most runners never publish, and start without what this imports.
-    from raskid.protocol.values import encode_body
-
-    if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
-        args = (args[0](),)
-    return encode_body(args, fields)
 
 
 def not_taken(topic: str, targets: list[Target], limit_s: float) -> Overflow:
@@ -76,6 +58,7 @@ class Publisher:
         self._lock = threading.RLock()
         self._refused: dict[str, ListRefused] = {}
         self._write_at = 0.0
+        self._encode: Callable[[tuple[Any, ...], dict[str, Any]], bytes] | None = None
 
     def on_effect(self, effect: Effect) -> None:
         """Take note of what the machines tell."""
@@ -97,7 +80,12 @@ class Publisher:
                 plan = self._plans.get(topic) or self._follow(topic)
         if not plan:
             return
-        body = message_body(args, fields)
+        if self._encode is None:
+            # Only now: most runners never publish, and start without what this imports.
+            from raskid.protocol.values import encode_message
+
+            self._encode = encode_message
+        body = self._encode(args, fields)
         with self._lock:
             self._send(topic, body)
 
