@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 import time
 
 import pytest
 
 import raskid
+from tests.processes.helpers import script
 
 pytestmark = pytest.mark.slow
 
@@ -61,19 +63,20 @@ def test_large_messages_are_written_while_the_task_goes_on(rk):
 
 
 def test_a_subscriber_that_is_killed_does_not_stop_the_task(rk, tmp_path):
-    from tests.processes.helpers import script
-
     text = f"""
-import raskid, time
+import raskid, sys
 with raskid.connect({rk.url!r}) as rk:
     messages = rk.subscribe("task", capacity=1)
     print("ready", flush=True)
-    time.sleep(60)
+    messages.get(20)
+    print("took one", flush=True)
+    sys.stdin.read()
 """
-    reader = script(text, str(tmp_path))
+    reader = script(text, str(tmp_path), stdin=subprocess.PIPE)
     assert reader.stdout.readline() == "ready\n", reader.stderr.read()
     future = rk.submit(publish_after, 0.0, list(range(50)))
-    time.sleep(0.2)
+    assert reader.stdout.readline() == "took one\n", reader.stderr.read()
+    # It takes no more, and the task cannot be through: it has room for one.
     assert not future.done()
     reader.send_signal(signal.SIGKILL)
     reader.communicate()

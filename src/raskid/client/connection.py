@@ -102,7 +102,6 @@ class Connection:
         self._head_text = head_text
         self._closing = False
         self._ids = IdSource(new_origin())
-        self._directory = directory
         head = PeerId("head")
         addresses: tuple[str, ...] = (f"unix:{directory}/c{self._ids.origin:08x}",) if directory else ()
         peer_id = PeerId(f"client-{self._ids.origin:08x}")
