@@ -378,6 +378,8 @@ class Connection:
         self._closing = True
         self._finalizer.detach()
         self._on_close = None
+        # The engine takes another one.
+        unguard(self.driver.lock)
         self.engine.abandon(error)
         self._processes.abandon()
         self.driver.abandon()
