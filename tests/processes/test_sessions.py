@@ -358,7 +358,7 @@ def test_the_end_of_a_forked_process_leaves_the_parents_session(own):
             os.close(file)
         return "left"
 
-    directory = own._directory
+    directory = directories.runtime_directory() / own.url.removeprefix("local://")
     files = set(os.listdir(directory))
     with own.subscribe("t") as messages:
         assert in_a_child(leave) == "left"
