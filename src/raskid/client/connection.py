@@ -111,14 +111,7 @@ class Connection:
         )  # fmt: skip
         self.peer = Peer(identity, head=head)
         self.peer.introduce(PeerRef(head, 0, (head_address,)))
-        self._lists = Lists(head)
-        self._messaging = Messaging(self._lists)
-        self._calls = Calls(self._lists)
-        self._submitter = Submitter(PeerRef(peer_id, 1, addresses), head, self._ids, self._lists)
-        relay = RelayEnd(head, self._ids)
-        self._relay = relay
-        station = Station(self.peer, [self._lists, self._messaging, self._calls, self._submitter], relay)
-        self.driver = Driver(station, _weak_apply(weakref.ref(self)))
+        self.driver = Driver(self._assemble(head), _weak_apply(weakref.ref(self)))
         self._processes = ProcessWatch(self.driver)
         self._listener = listen(addresses[0]) if addresses else None
         if self._listener is not None:
@@ -161,6 +154,15 @@ class Connection:
         except BaseException:
             self.close()
             raise
+
+    def _assemble(self, head: PeerId) -> Station:
+        """The machines of a session."""
+        self._lists = Lists(head)
+        self._messaging = Messaging(self._lists)
+        self._calls = Calls(self._lists)
+        self._submitter = Submitter(self.peer.own_ref, head, self._ids, self._lists)
+        self._relay = RelayEnd(head, self._ids)
+        return Station(self.peer, [self._lists, self._messaging, self._calls, self._submitter], self._relay)
 
     def _join(self, head: PeerId, timeout: float) -> None:
         """Shake hands with the head, whose id is not known before."""
