@@ -98,13 +98,18 @@ class Workers:
         """The callback that runs on this thread waits: what it waits for may be a handler that stands behind it."""
         with self._word:
             self._waiting += 1
-            for call in [call for call in list(self._calls) if call[2]]:
+            while self._apart < APART_MAX and (call := self._take_handler()) is not None:
+                self._run_apart(call[0], call[1])
+
+    def _take_handler(self) -> tuple[Callable[..., Any], tuple[Any, ...], bool] | None:
+        """The next handler of a request that stands in line, taken out of it."""
+        for call in list(self._calls):
+            if call[2]:
                 # Whoever runs callbacks may take it at the same moment; only one of us gets it.
                 with contextlib.suppress(ValueError, IndexError):
                     self._calls.remove(call)
-                    if not self._run_apart(call[0], call[1]):
-                        self._calls.appendleft(call)
-                        return
+                    return call
+        return None
 
     def wait_ends(self) -> None:
         """It waits no longer."""
@@ -121,14 +126,19 @@ class Workers:
     def _work_apart(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
         ident = threading.get_ident()
         self.idents.add(ident)
-        try:
-            function(*args)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            self.idents.discard(ident)
+        while True:
+            try:
+                function(*args)
+            except BaseException:
+                traceback.print_exc()
             with self._word:
-                self._apart -= 1
+                # What came while there were as many of these threads as there may be still stands in line.
+                call = self._take_handler() if self._waiting else None
+                if call is None:
+                    self._apart -= 1
+                    break
+            function, args = call[0], call[1]
+        self.idents.discard(ident)
 
     def rouse(self) -> None:
         """Let a thread that waits look around."""

@@ -313,3 +313,29 @@ def test_a_wait_in_a_signal_handler_amid_a_call_is_refused(rk):
     with rk.engine.lock, pytest.raises(WrongThread, match="handler of a signal"):
         future.result(1)
     future.cancel()
+
+
+def test_handlers_in_line_are_run_by_those_threads_that_become_free(rk, monkeypatch):
+    """1. One thread may run handlers apart, and has one. 2. Another handler that is waited for stands in line. 3. When
+    the thread is free it takes that."""
+    monkeypatch.setattr("raskid.client.workers.APART_MAX", 1)
+    go_on = threading.Event()
+    begun = threading.Event()
+
+    def outer():
+        first = rk.request_nowait("first", timeout=10)
+        second = rk.request_nowait("second", timeout=10)
+        return first.result(10), second.result(10)
+
+    def first():
+        begun.set()
+        go_on.wait(5)
+        return 1
+
+    rk.serve("outer", outer)
+    rk.serve("first", first)
+    rk.serve("second", lambda: 2)
+    future = rk.request_nowait("outer", timeout=10)
+    assert begun.wait(5)
+    go_on.set()
+    assert future.result(5) == [1, 2]
