@@ -325,7 +325,7 @@ def test_handlers_in_line_are_run_by_those_threads_that_become_free(rk, monkeypa
     def outer():
         first = rk.request_nowait("first", timeout=10)
         second = rk.request_nowait("second", timeout=10)
-        return first.result(10), second.result(10)
+        return second.result(10), first.result(10)
 
     def first():
         begun.set()
@@ -338,4 +338,4 @@ def test_handlers_in_line_are_run_by_those_threads_that_become_free(rk, monkeypa
     future = rk.request_nowait("outer", timeout=10)
     assert begun.wait(5)
     go_on.set()
-    assert future.result(5) == [1, 2]
+    assert future.result(5) == [2, 1]
