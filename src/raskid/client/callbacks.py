@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from raskid.client.loops import is_coroutine
+from raskid.client.loops import is_coroutine, running_loop
 
 if TYPE_CHECKING:
     import asyncio
@@ -83,8 +83,8 @@ class Callback:
     def _run(self, coroutine: Coroutine[Any, Any, Any], args: tuple[Any, ...], then: Callable[..., None]) -> None:
         """Run a coroutine to its end, or let the event loop do so."""
         loop = self._engine.loop
-        if loop is None:
-            # On a callback thread, which no loop uses.
+        if loop is None or running_loop() is not loop:
+            # On a callback thread, which no loop uses; also where an event loop took over while callbacks were due.
             import asyncio
 
             try:

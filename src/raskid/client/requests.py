@@ -110,14 +110,15 @@ class Requests(Connection):
             args, fields = decode_body(effect.body)
             value = handler(*args, **fields)
             if is_coroutine(value):
-                loop = self.engine.loop
-                if loop is not None:
+                engine = self.engine
+                loop = engine.loop
+                if loop is not None and engine.serves_this_thread():
                     task = loop.create_task(self._finish_handler(request, value))
                     task.add_done_callback(partial(self._handler_ended, request, value))
                     return
                 import asyncio
 
-                with self.engine.waiting():
+                with engine.waiting():
                     value = asyncio.run(self._cancellable(request, value))
             self._reply(request, encode_value(value))
         except BaseException as error:

@@ -129,3 +129,20 @@ def test_a_coroutine_that_is_cancelled_before_its_first_step_holds_nothing_up():
 
     asyncio.run(main())
     assert seen == [-1, 2, -2]
+
+
+def test_a_coroutine_that_is_due_when_an_event_loop_takes_over_runs_where_it_is_called():
+    """It was called on a callback thread: what belongs to the loop may be touched on the loop's thread only."""
+    engine, seen = Engine(), []
+    engine.loop = asyncio.new_event_loop()
+
+    async def function(value):
+        seen.append(value)
+
+    try:
+        line = Callback(engine, function)
+        line.call_each([(1,), (2,)], lambda value: seen.append(-value))
+        engine.run()
+        assert seen == [1, -1, 2, -2]
+    finally:
+        engine.loop.close()
