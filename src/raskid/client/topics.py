@@ -52,7 +52,7 @@ from raskid.protocol.messages import (
     PutRecord,
     TopicsListed,
 )
-from raskid.protocol.reactions import BLOCK, CAPACITY_MAX, OVERFLOWS, Reaction
+from raskid.protocol.reactions import BLOCK, CAPACITY_MAX, JUST_DELIVER, OVERFLOWS, Reaction
 from raskid.protocol.values import encode_message
 from raskid.services.publishing import BLOCK_S as BLOCK_S  # noqa: PLC0414 - for `raskid.client.aio`, too
 from raskid.services.publishing import not_taken
@@ -303,7 +303,7 @@ class Topics(Connection):
             self.still_alive()
             self.subscriptions[identifier] = subscription
             self.driver.handle(Subscribed(identifier, capacity))
-        reaction = Reaction("deliver", self.peer.own_ref, capacity, str.__str__(overflow))
+        reaction = Reaction(self.peer.own_ref, JUST_DELIVER, capacity, str.__str__(overflow))
         request = PutRecord(
             identifier, list_name(REACTIONS, topic), str(identifier), msgspec.msgpack.encode(reaction), False, timeout
         )

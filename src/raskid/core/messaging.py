@@ -35,7 +35,7 @@ from raskid.protocol.messages import (
     RecordDeleted,
     RecordPut,
 )
-from raskid.protocol.reactions import BLOCK, DELIVER, DROP_NEWEST, LATEST, decode_reaction
+from raskid.protocol.reactions import BLOCK, DROP_NEWEST, JUST_DELIVER, LATEST, decode_reaction
 
 #: Messages published by a callback before the topic's replica is here; more are dropped, and counted.
 EARLY_MAX = 10_000
@@ -311,7 +311,7 @@ class Messaging:
         except RemoteProtocolError:
             # A reaction that nobody here understands is the business of its owner, not of the publisher.
             return []
-        if reaction.op != DELIVER:
+        if reaction.operations != JUST_DELIVER:
             return []
         target = Target(topic, identifier, reaction.target, reaction.capacity, reaction.overflow)
         into[identifier] = self._targets[identifier] = target

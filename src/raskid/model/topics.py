@@ -1,8 +1,8 @@
 """Names of topics, and the names of the lists of records that the hub keeps for them.
 
-A topic owns several lists: its reactions (read by publishers), its shared values (read by users) and the peers that
-serve requests under its name. On the wire a list is named ``<kind>:<topic>``. A leading ``@`` is reserved, so that
-``@site/...`` can name the hub of another site one day.
+A topic owns several lists: its reactions (read by publishers), its shared values (read by users), the peers that serve
+requests under its name, and what a cell or channel of that name holds and may hold. On the wire a list is named
+``<kind>:<topic>``. A leading ``@`` is reserved, so that ``@site/...`` can name the hub of another site one day.
 """
 
 from raskid.model.errors import TopicNameError
@@ -12,7 +12,11 @@ TOPIC_BYTES_MAX = 255
 REACTIONS = "reactions"
 SHARED = "shared"
 SERVICES = "services"
-LIST_KINDS = (REACTIONS, SHARED, SERVICES)
+#: One record: the last value of a cell.
+CELLS = "cells"
+#: One record: which values a channel or cell carries.
+CHANNELS = "channels"
+LIST_KINDS = (REACTIONS, SHARED, SERVICES, CELLS, CHANNELS)
 
 
 def check_topic(name: object) -> str:

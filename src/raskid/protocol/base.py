@@ -7,7 +7,7 @@ import msgspec
 
 from raskid.model.ids import PeerId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 KIND_HEAD = "head"
 KIND_NODE = "node"

@@ -10,7 +10,7 @@ that asked ever load. Messages about tasks are defined in `raskid.protocol.task_
 
 import msgspec
 
-from raskid.model.ids import PeerId, RequestId, StreamId
+from raskid.model.ids import CodeId, PeerId, RequestId, StreamId
 from raskid.model.roles import ROLE_EXECUTE, ROLE_MESSAGE, ROLE_VIEW, ROLES
 from raskid.protocol.base import (
     KIND_CLIENT,
@@ -64,9 +64,12 @@ __all__ = [
     "ROLE_MESSAGE",
     "ROLE_VIEW",
     "VIEW",
+    "Acknowledge",
     "AcknowledgeList",
     "Answer",
     "AnyMessage",
+    "AskCode",
+    "AskHelper",
     "AskStatus",
     "AskValue",
     "Call",
@@ -75,6 +78,7 @@ __all__ = [
     "ChangesSent",
     "CloseStream",
     "Code",
+    "CodeGiven",
     "Consumed",
     "DeleteRecord",
     "Deliver",
@@ -83,6 +87,8 @@ __all__ = [
     "EndSystem",
     "Goodbye",
     "Hello",
+    "HelperGiven",
+    "HostReaction",
     "LeaseEnded",
     "LeaseGranted",
     "ListState",
@@ -91,7 +97,10 @@ __all__ = [
     "OpenStream",
     "PeerRef",
     "Placement",
+    "PutCode",
     "PutRecord",
+    "ReactionFailed",
+    "ReactionStopped",
     "RecallTasks",
     "Record",
     "RecordDeleted",
@@ -104,7 +113,10 @@ __all__ = [
     "RunTasks",
     "RunnerEnded",
     "RunnerStarted",
+    "ServiceReady",
+    "StartService",
     "Status",
+    "StopService",
     "StreamCredit",
     "StreamData",
     "StreamOpened",
@@ -315,16 +327,84 @@ class TopicsListed(Message, frozen=True, array_like=True, tag=21):
     topics: list[TopicInfo]
 
 
+# ── Code, services and helpers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class PutCode(Message, frozen=True, array_like=True, tag=25):
+    """A code object that reactions name from now on; answered by `RecordSettled`."""
+
+    request: RequestId
+    code: Code
+
+
+class AskCode(Message, frozen=True, array_like=True, tag=26):
+    """Asks for a code object."""
+
+    code: CodeId
+
+
+class CodeGiven(Message, frozen=True, array_like=True, tag=27):
+    """Answers `AskCode`; the blob is empty when the code object is not known."""
+
+    code: Code
+
+
+class StartService(Message, frozen=True, array_like=True, tag=28):
+    """Asks for a process of its own for a service; answered when it is ready. `service` is the pickled function that
+    makes it, or the name of one (``module:attribute``), `settings` its pickled arguments."""
+
+    request: RequestId
+    name: str
+    service: Code
+    settings: bytes
+
+
+class StopService(Message, frozen=True, array_like=True, tag=29):
+    """Asks that the process of a service ends; answered when it has."""
+
+    request: RequestId
+    name: str
+
+
+class ServiceReady(Message, frozen=True, array_like=True, tag=45):
+    """A service's process serves from now on, or could not begin: `error` says why."""
+
+    name: str
+    incarnation: int
+    error: str = ""
+
+
+class AskHelper(Message, frozen=True, array_like=True, tag=46):
+    """A publisher asks its node for the peer that runs reactions for the publishers there."""
+
+    request: RequestId
+
+
+class HelperGiven(Message, frozen=True, array_like=True, tag=47):
+    """Answers `AskHelper`."""
+
+    request: RequestId
+    helper: PeerRef
+
+
 # ── Messages and requests, peer to peer ──────────────────────────────────────────────────────────────────────────────
 
 
 class Deliver(Message, frozen=True, array_like=True, tag=30):
-    """Published messages, in order. `dropped` counts what the subscription's policy left out just before the first."""
+    """Published messages, in order. `dropped` counts what the subscription's policy left out just before the first.
+
+    `numbers` are those of the messages, where the reaction asks for them; one number and no body says from which on
+    they come. `again`: another member of the class had these and did not say that they are done. `publisher` is whose
+    messages these are, where the sender is a host.
+    """
 
     subscription: RequestId
     topic: str
     bodies: list[bytes]
     dropped: int = 0
+    numbers: list[int] = []
+    again: bool = False
+    publisher: PeerId = PeerId("")
 
 
 class Consumed(Message, frozen=True, array_like=True, tag=31):
@@ -339,6 +419,47 @@ class Delivered(Message, frozen=True, array_like=True, tag=32):
 
     subscription: RequestId
     dropped: int = 0
+
+
+class Acknowledge(Message, frozen=True, array_like=True, tag=33):
+    """The subscriber is done with messages of a class; gives credit for as many more."""
+
+    subscription: RequestId
+    numbers: list[int]
+
+
+class HostReaction(Message, frozen=True, array_like=True, tag=34):
+    """Asks a peer to run a reaction's operations, from number `step` on, for what comes with that `subscription`.
+
+    `reaction` is its record.
+    """
+
+    subscription: RequestId
+    topic: str
+    reaction: bytes
+    step: int = 0
+
+
+class ReactionFailed(Message, frozen=True, array_like=True, tag=38):
+    """An operation raised, or ran out of time. `body` is the message that it was given, empty when that is long;
+    `where` says in which process; `suspended`: it has failed so often that nothing more is done there."""
+
+    subscription: RequestId
+    topic: str
+    step: int
+    error: str
+    text: str
+    body: bytes
+    failures: int
+    where: str = ""
+    suspended: bool = False
+
+
+class ReactionStopped(Message, frozen=True, array_like=True, tag=39):
+    """A reaction has let through as many messages as its limit allows, at this publisher."""
+
+    subscription: RequestId
+    passed: int
 
 
 class Call(Message, frozen=True, array_like=True, tag=35):
@@ -406,7 +527,9 @@ AnyMessage = (
     Hello | Welcome | Refused | Goodbye
     | Watch | Unwatch | ListState | RecordPut | RecordDeleted | AcknowledgeList | ChangesSent
     | PutRecord | DeleteRecord | RecordSettled | RequestRefused | ListTopics | TopicsListed
-    | Deliver | Consumed | Delivered | Call | Answer | CancelCall
+    | PutCode | AskCode | CodeGiven | StartService | StopService | ServiceReady | AskHelper | HelperGiven
+    | Deliver | Consumed | Delivered | Acknowledge | HostReaction | ReactionFailed | ReactionStopped
+    | Call | Answer | CancelCall
     | OpenStream | StreamOpened | StreamData | StreamCredit | CloseStream
     | SubmitTasks | RunTasks | TaskValue | AskValue | TasksFinished | ReleaseTasks | CancelTasks | TasksCancelled
     | TaskFailed | ValuesAt | RunnerStarted | RunnerEnded | RequestLease | LeaseGranted | LeaseEnded
@@ -416,8 +539,11 @@ AnyMessage = (
 #: Messages that carry a user's bytes, and those that must stay behind them: they follow control messages, in pieces,
 #: and never hold them up.
 BULK: frozenset[type[Message]] = frozenset(
-    {Goodbye, Deliver, Delivered, Call, Answer, CancelCall, StreamData, CloseStream, TaskValue}
-)
+    {
+        Goodbye, Deliver, Delivered, HostReaction, ReactionFailed, Call, Answer, CancelCall, StreamData, CloseStream,
+        TaskValue,
+    }
+)  # fmt: skip
 
 #: What a viewer asks, and what it is answered: it knows of the head only that it grants this role.
 VIEW: frozenset[type[Message]] = frozenset(
@@ -431,7 +557,8 @@ EXECUTE: frozenset[type[Message]] = frozenset(
     {
         SubmitTasks, RunTasks, TaskValue, AskValue, TasksFinished, ReleaseTasks, CancelTasks, TasksCancelled,
         RunnerStarted, RunnerEnded, RequestLease, LeaseGranted, LeaseEnded, EndSystem, DropValues, TaskFailed,
-        ValuesAt, RecallTasks, TasksRecalled, ChangesSent,
+        ValuesAt, RecallTasks, TasksRecalled, ChangesSent, PutCode, CodeGiven, StartService, StopService, ServiceReady,
+        HelperGiven,
     }
 )  # fmt: skip
 

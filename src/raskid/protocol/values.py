@@ -261,8 +261,8 @@ def _refuse_size(size: int) -> NoReturn:
 # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _read_other(code: int, data: memoryview) -> Any:
-    """The decoder's hook. The bytes come from elsewhere: nothing in them is to be believed."""
+def read_other(code: int, data: memoryview) -> Any:
+    """The hook of decoders of values. The bytes come from elsewhere: nothing in them is to be believed."""
     if code == EXT_COMPLEX and len(data) == _COMPLEX.size:
         return complex(*_COMPLEX.unpack(data))
     if code == EXT_INT and len(data):
@@ -329,5 +329,5 @@ _encode = Encoder(enc_hook=_hook).encode
 _encode_header = Encoder().encode
 _decode_header = Decoder(_ArrayHeader).decode
 _decode_plain = Decoder().decode
-_decode_body = Decoder(tuple[tuple[Any, ...], dict[str, Any]], ext_hook=_read_other).decode
-_decode_value = Decoder(ext_hook=_read_other).decode
+_decode_body = Decoder(tuple[tuple[Any, ...], dict[str, Any]], ext_hook=read_other).decode
+_decode_value = Decoder(ext_hook=read_other).decode

@@ -97,7 +97,16 @@ def _encoded(message: Any) -> int:
 
 def _deliver(message: wire.Deliver) -> int:
     bodies = message.bodies
-    return _BULK_PLAIN + _CHARACTER * len(message.topic) + _BODY * len(bodies) + sum(map(len, bodies))
+    weight = _BULK_PLAIN + _CHARACTER * len(message.topic) + _BODY * len(bodies) + sum(map(len, bodies))
+    return weight + _ID * len(message.numbers) + _CHARACTER * len(message.publisher)
+
+
+def _host(message: wire.HostReaction) -> int:
+    return PLAIN + _CHARACTER * len(message.topic) + len(message.reaction)
+
+
+def _failed(message: wire.ReactionFailed) -> int:
+    return 2 * PLAIN + len(message.body) + _texts((message.topic, message.error, message.text, message.where))
 
 
 def _carrying(field: str) -> Callable[[Any], int]:
@@ -112,6 +121,14 @@ _WEIGHERS: dict[type, Callable[[Any], int]] = {
     if name in kind.__struct_fields__
 } | {
     wire.Deliver: _deliver,
+    wire.Acknowledge: lambda message: PLAIN + _ID * len(message.numbers),
+    wire.HostReaction: _host,
+    wire.ReactionFailed: _failed,
+    wire.PutCode: lambda message: PLAIN + _codes([message.code]),
+    wire.CodeGiven: lambda message: PLAIN + _codes([message.code]),
+    wire.StartService: lambda message: 2 * PLAIN + _codes([message.service]) + len(message.settings),
+    wire.ServiceReady: lambda message: PLAIN + _texts((message.name, message.error)),
+    wire.HelperGiven: lambda message: PLAIN + _REF,
     wire.SubmitTasks: _submit,
     wire.RunTasks: _run,
     wire.ListState: _list_state,

@@ -57,7 +57,7 @@ from raskid.core.station import Station
 from raskid.model.ids import IdSource, PeerId, RequestId
 from raskid.model.topics import REACTIONS, SERVICES, list_name
 from raskid.protocol.messages import KIND_CLIENT, KIND_HEAD, DeleteRecord, PeerRef, PutRecord
-from raskid.protocol.reactions import BLOCK, DELIVER, Provider, Reaction
+from raskid.protocol.reactions import BLOCK, JUST_DELIVER, Provider, Reaction
 
 HEAD = PeerId("head")
 TOKEN = "simulated token"
@@ -185,7 +185,7 @@ class Node:
         subscription, request = RequestId(self.ids.take()), RequestId(self.ids.take())
         self.arrived[subscription] = []
         self.do(Subscribed(subscription, capacity))
-        value = msgspec.msgpack.encode(Reaction(DELIVER, self.ref, capacity, overflow))
+        value = msgspec.msgpack.encode(Reaction(self.ref, JUST_DELIVER, capacity, overflow))
         self.send(PutRecord(request, list_name(REACTIONS, topic), str(subscription), value, settle_s=settle_s))
         return subscription, request
 

@@ -12,6 +12,7 @@ from raskid.core.lists import Lists
 from raskid.core.messaging import BODIES_BYTES_MAX, BODIES_MAX, Messaging
 from raskid.model.errors import LocalProtocolError
 from raskid.model.ids import PeerId, RequestId
+from raskid.model.operations import Operation
 from raskid.protocol.messages import (
     AnyMessage,
     Consumed,
@@ -37,7 +38,7 @@ SUBSCRIPTION = RequestId(5)
 def record(
     capacity: int = 2, overflow: str = BLOCK, ref: PeerRef = READER, name: str = "5", op: str = "deliver"
 ) -> Record:
-    return Record(name, msgspec.msgpack.encode(Reaction(op, ref, capacity, overflow)))
+    return Record(name, msgspec.msgpack.encode(Reaction(ref, (Operation(op),), capacity, overflow)))
 
 
 class Publisher:

@@ -53,7 +53,7 @@ from raskid.protocol.messages import (
     PutRecord,
     Refused,
 )
-from raskid.protocol.reactions import Provider, Reaction
+from raskid.protocol.reactions import JUST_DELIVER, Provider, Reaction
 from tests.unit.io.ends import KINDS, bridge, descriptors, ends, session_contexts, until
 
 HEAD = PeerId("head")
@@ -101,7 +101,7 @@ class Process:
     def subscribe(self, topic: str, capacity: int = 16) -> RequestId:
         subscription = self.request()
         self.driver.handle(Subscribed(subscription, capacity))
-        self.put(f"reactions:{topic}", str(subscription), Reaction("deliver", self.peer.own_ref, capacity))
+        self.put(f"reactions:{topic}", str(subscription), Reaction(self.peer.own_ref, JUST_DELIVER, capacity))
         return subscription
 
     def bodies(self) -> list[bytes]:
