@@ -6,11 +6,13 @@ a process (`Send`, `Introduce`, …); the driver opens and closes connections; t
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from raskid.core.events import Event
 from raskid.model.ids import CodeId, PeerId, RequestId, StreamId, TaskId
-from raskid.protocol.messages import AnyMessage, PeerRef
+from raskid.protocol.messages import AnyMessage, Code, PeerRef
 
 # ── Every machine ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,6 +110,42 @@ class RoomMade(Effect, frozen=True):
 
     subscription: RequestId
     number: int
+
+
+# ── Reactions ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class RunCode(Effect, frozen=True):
+    """Call a function once for each of `calls`, off the thread that serves the connections; answer with `CodeRan`.
+
+    Jobs run one after the other, in the order in which they were asked for.
+    """
+
+    job: int
+    code: Code
+    #: Arguments by position and by name.
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    #: How long all calls together may take.
+    seconds: float
+
+
+class CheckCode(Effect, frozen=True):
+    """A job should be through by now: see whether it has used up its time, and answer with `CodeRan` if so."""
+
+    job: int
+
+
+class Passed(Effect, frozen=True):
+    """All that a message set off here is through: whoever published it may go on and change what it holds."""
+
+    message: int
+
+
+class ReactionReported(Effect, frozen=True):
+    """A reaction made here failed or came to its limit at a publisher."""
+
+    peer: PeerId
+    message: AnyMessage
 
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,6 +8,8 @@ replayed. They stand apart from the machines because machines may be compiled, a
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from raskid.model.ids import PeerId, RequestId, TaskId
@@ -133,6 +135,15 @@ class Took(Event, frozen=True):
     subscription: RequestId
     publisher: PeerId
     count: int
+
+
+class CodeRan(Event, frozen=True):
+    """Answers `RunCode`: what the calls returned, or the name of the error's type and its text."""
+
+    job: int
+    values: list[Any]
+    error: str = ""
+    text: str = ""
 
 
 # ── Requests ──────────────────────────────────────────────────────────────────────────────────────────────────────────
