@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from raskid.core.codestore import CodeStore
 from raskid.core.effects import ChangesAnnounced, Effect, Recall, RunnerGivenUp, StartRunner, Told, Unhandled
 from raskid.core.events import AddRunner, OutcomesRead, PeerGone, PeerJoined, RecallDone, Received, RunnerExited
 from raskid.core.hub import Hub
@@ -98,7 +99,7 @@ class _Front:
 def assemble(identity: Identity, lease_s: float, process: Any) -> tuple[Station, Manager, Node]:
     """The machines of a head. Of `process` they use what `_Front` does."""
     node, manager = Node(identity.peer, identity.peer), Manager(identity.peer)
-    machines = [Hub(), RelayHub(), manager, node, _Front(process, manager)]
+    machines = [Hub(), CodeStore(), RelayHub(), manager, node, _Front(process, manager)]
     return Station(Peer(identity, lease_s=lease_s), machines), manager, node
 
 
