@@ -79,9 +79,15 @@ def encode_body(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
 
 
 def encode_message(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
-    """As `encode_body`, for what `publish` was given: a single function is called, and gives the value."""
+    """As `encode_body`, for what `publish` was given: a single function is called, and gives the message.
+
+    A plain dict whose keys are all text gives named fields, beside those given; anything else is the one value.
+    """
     if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
-        args = (args[0](),)
+        value = args[0]()
+        if type(value) is dict and all(isinstance(key, str) for key in value):
+            return encode_body((), {**fields, **value})
+        args = (value,)
     return encode_body(args, fields)
 
 

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 
 from raskid.model.errors import RemoteProtocolError, ValueNotSendable
 from raskid.protocol import values
-from raskid.protocol.values import decode_body, decode_value, encode_body, encode_value
+from raskid.protocol.values import decode_body, decode_value, encode_body, encode_message, encode_value
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 INTS = st.integers(-(1 << 80), 1 << 80)
@@ -318,3 +318,25 @@ def test_numpy_is_not_imported_for_plain_values() -> None:
 def test_numbers_that_are_no_numbers() -> None:
     assert math.isnan(decode_value(encode_value(float("nan"))))
     assert decode_value(encode_value([math.inf, -0.0])) == [math.inf, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "body"),
+    [
+        ({"step": 3, Name("x"): [1]}, ((), {"step": 3, "x": [1], "given": 0})),
+        ({"given": 1}, ((), {"given": 1})),
+        ({}, ((), {"given": 0})),
+        ({"step": 3, 4: 5}, (({"step": 3, 4: 5},), {"given": 0})),
+        (collections.OrderedDict(step=3), (({"step": 3},), {"given": 0})),
+        ([{"step": 3}], (([{"step": 3}],), {"given": 0})),
+    ],
+)
+def test_a_function_that_gives_a_dict_gives_the_fields(value: Any, body: Any) -> None:
+    """Only a plain dict with text as keys can be meant by that; a dict that is published itself is a value."""
+    assert decode_body(encode_message((lambda: value,), {"given": 0})) == body
+    assert decode_body(encode_message((value,), {})) == ((value,), {})
+
+
+def test_a_field_from_a_function_that_cannot_be_sent_is_named() -> None:
+    with pytest.raises(ValueNotSendable, match=r"^fields\['lock'\]: "):
+        encode_message((lambda: {"lock": threading.Lock()},), {})
