@@ -12,6 +12,7 @@ from raskid.model.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from raskid.client.futures import Future
+    from raskid.client.logs import TopicHandler
     from raskid.client.messages import Message, Subscription
     from raskid.client.session import Session
     from raskid.client.shared import SharedDict
@@ -45,6 +46,7 @@ _FACE = {
     "Message": "raskid.client.messages",
     "SharedDict": "raskid.client.shared",
     "Subscription": "raskid.client.messages",
+    "TopicHandler": "raskid.client.logs",
     "ConnectionRefused": "raskid.model.errors",
     "InputFailed": "raskid.model.errors",
     "NoSuchService": "raskid.model.errors",
@@ -83,6 +85,7 @@ __all__ = [
     "StartFailed",
     "Subscription",
     "TaskLost",
+    "TopicHandler",
     "TopicNameError",
     "ValueNotSendable",
     "WaitTimeout",
