@@ -1,7 +1,8 @@
 """The commands. Each opens a session in a system, does one thing through the public calls, and leaves.
 
 Every command takes the system's name as `--system NAME` (`-s`); `up`, `down` and `ps` take it without the option as
-well. Without a name it is the one in `RASKID_URL`, else "default".
+well. Without a name it is the one in `RASKID_URL`, else "default". Only `run-test` takes none: it starts a system of
+its own.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 
 DOWN_S = 10.0
+TEST_S = 60.0
 
 SYSTEM = typer.Option(
     None, "--system", "-s", "--name", metavar="NAME",
@@ -280,6 +282,40 @@ def topics(
         else:
             rows = [(name, one["version"], one["records"], one["readers"]) for name, one in sorted(found.items())]
             print_table(("list", "version", "records", "readers"), rows)
+
+
+@app.command("run-test")
+def run_test(
+    script: str = typer.Argument(help="A Python script that ends by itself."),
+    args: list[str] = typer.Argument(
+        None, metavar="ARGS", help="Arguments of the script; those that begin with - after --."
+    ),
+    runners: int = typer.Option(None, metavar="N", help=f"1 to {RUNNERS_MAX} runners. Default: one per processor."),
+    expected: str = typer.Option(None, metavar="FILE", help="Default: SCRIPT with the suffix .expected."),
+    timeout: float = typer.Option(TEST_S, metavar="S", help="Kill the script after so many seconds."),
+    update: bool = typer.Option(False, "--update", help="Write the expected file, if the output is another."),
+    as_json: bool = JSON,
+) -> None:
+    """Run a script on a system of its own, and compare what it prints with an expected file.
+
+    raskid.connect() in the script attaches to that system. In the expected file '...' stands for any text within its
+    line, and a line that is just '...' for any number of lines, none included, much as in doctest. Compared is standard
+    output; standard error, and what tasks print, goes to standard error. The script reads nothing from standard input.
+
+    Exit code 0: as expected; 1: not so, or the script failed or did not end in time; 2: no such script or expected
+    file.
+    """
+    with clear_errors():
+        from raskid.cli import runtest
+
+        report = runtest.run_test(script, args or [], runners, expected, timeout, update)
+        if as_json:
+            print_json(report._asdict())
+        else:
+            runtest.print_report(report)
+        if not report.passed:
+            say(f"{script}: {report.reason}")
+            raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ class Failure(Exception):
     """What a command cannot do; the text is for the user."""
 
 
+class Misuse(Failure):
+    """A command that cannot be meant as it is given; exit code 2."""
+
+
 class OneLineGroup(TyperGroup):
     """Commands whose usage errors are one line too."""
 
@@ -71,7 +75,7 @@ def clear_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
     except (RaskidError, Failure, ValueError, TypeError, OSError) as error:
         say(str(error) or type(error).__name__)
-        raise typer.Exit(1) from error
+        raise typer.Exit(2 if isinstance(error, Misuse) else 1) from error
 
 
 class System(NamedTuple):

@@ -142,32 +142,41 @@ class HeadHandle:
 
 
 def start_head(
-    runners: int, name: str, watch_input: bool, timeout: float = START_S
+    runners: int, name: str, watch_input: bool, timeout: float = START_S, script: str | None = None,
+    output: tuple[int, int] = (1, 2),
 ) -> tuple[HeadHandle, SessionFile]:  # fmt: skip
     """Start a head and its runners, and wait until it listens, at most `timeout` seconds.
 
     Raises:
         StartFailed: It did not come up; the text holds its standard error.
     """
-    handle, token = begin_head(runners, name, watch_input)
+    handle, token = begin_head(runners, name, watch_input, script, output)
     return handle, await_head(handle, token, timeout)
 
 
-def begin_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, str]:
+def begin_head(
+    runners: int, name: str, watch_input: bool, script: str | None = None, output: tuple[int, int] = (1, 2)
+) -> tuple[HeadHandle, str]:
     """Start the process of a head; returns it and the new system's token. Does not wait.
 
+    Args:
+        runners: How many runners it starts.
+        name: The system's name.
+        watch_input: Whether the system ends when this process is gone; else it stays, and writes to its log.
+        script: The script whose tasks it is to run; None: the one that this process runs.
+        output: Descriptors to which standard output and standard error of runners go, if the system does not stay.
     Raises:
         StartFailed: A system of that name runs, or no process could be started.
     """
     directory, lock = claim(name)
     handle: HeadHandle | None = None
     errors: IO[bytes] | None = None
-    output: tuple[()] | tuple[int, int] = ()
+    copies: tuple[()] | tuple[int, int] = ()
     try:
         # Closed with the handle, which reads it when something went wrong.
         errors = _nameless() if watch_input else open_private(directory / LOG)
-        output = _own_output() if watch_input else ()
-        handle = HeadHandle(_spawn(errors, (lock, *output)), directory, errors)
+        copies = _copies(output) if watch_input else ()
+        handle = HeadHandle(_spawn(errors, (lock, *copies)), directory, errors)
         _begun[directory] = handle
         # Not before: the head, which takes longest, is on its way now.
         with interrupts_held():
@@ -177,11 +186,13 @@ def begin_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
             from raskid.services.settings import HeadSettings, new_token
 
         token = new_token()
-        path = tuple(dict.fromkeys(os.path.abspath(entry or os.getcwd()) for entry in sys.path))
+        # Python puts a script's directory first, so that the script can import what lies there.
+        entries = sys.path if script is None else [os.path.dirname(script), *sys.path]
+        path = tuple(dict.fromkeys(os.path.abspath(entry or os.getcwd()) for entry in entries))
         preload = tuple(module for module in PRELOAD if module in sys.modules)
         settings = HeadSettings(
             token, str(directory), runners, watch_input, path, os.getcwd(), name=name, preload=preload,
-            script=sys.argv[0] if sys.argv else "", output=output or (-1, -1),
+            script=script or "".join(sys.argv[:1]), output=copies or (-1, -1),
         )  # fmt: skip
         data = msgspec.msgpack.encode(settings)
         process = handle.process
@@ -203,7 +214,7 @@ def begin_head(runners: int, name: str, watch_input: bool) -> tuple[HeadHandle, 
         raise
     finally:
         # The head has it now, and holds the lock as long as it lives.
-        for fd in (lock, *output):
+        for fd in (lock, *copies):
             os.close(fd)
     return handle, token
 
@@ -214,16 +225,16 @@ def _nameless() -> IO[bytes]:
     return os.fdopen(nameless_file("raskid-head"), "w+b")
 
 
-def _own_output() -> tuple[()] | tuple[int, int]:
-    """Copies of this process's standard output and standard error, where its runners' output goes."""
+def _copies(output: tuple[int, int]) -> tuple[()] | tuple[int, int]:
+    """Copies of the descriptors where runners' output goes; none where this process does not have them."""
     try:
-        output = os.dup(1)
+        first = os.dup(output[0])
     except OSError:
         return ()
     try:
-        return output, os.dup(2)
+        return first, os.dup(output[1])
     except OSError:
-        os.close(output)
+        os.close(first)
         return ()
 
 

@@ -145,6 +145,7 @@ def test_usage_errors_are_one_line(runtime: Path) -> None:
     assert "No such option" in the_error("ps", "--jsn", "--json", code=2)
     assert "No such command 'nope'" in the_error("nope", code=2)
     assert "runners is a whole number from 1 to 1024, got 0" in the_error("up", "--runners", "0", "--json")
+    assert "there is no script 'nope.py'" in the_error("run-test", "nope.py", code=2)
     assert "--count and --timeout go with --follow" in the_error("get", "x", "--count", "2")
 
 
