@@ -1,1 +1,1 @@
-"""The command line: `raskid up`, `down`, `ps`, `send`, `get`, `topics`."""
+"""The command line: `raskid up`, `down`, `ps`, `send`, `get`, `topics`, `run-test`."""
