@@ -284,6 +284,16 @@ def topics(
             print_table(("list", "version", "records", "readers"), rows)
 
 
+@app.command()
+def pipe(system: str = SYSTEM) -> None:
+    """Let another program take part: it writes commands to standard input, one JSON object a line, and reads answers
+    and messages from standard output. See docs/pipe.md. Ends when its input ends."""
+    with clear_errors():
+        from raskid.client.pipe import run_pipe
+
+        run_pipe(attach(which(system)))
+
+
 @app.command("run-test")
 def run_test(
     script: str = typer.Argument(help="A Python script that ends by itself."),

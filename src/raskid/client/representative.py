@@ -1,0 +1,410 @@
+"""What a session does for a program that speaks lines of JSON: holds its subscriptions, carries out its commands.
+
+`COMMANDS` is the table of what such a program may ask for; `docs/pipe.md` describes each. A new command is a method
+here and an entry there. `raskid.client.pipe` reads the lines and writes the answers.
+
+Whatever comes from elsewhere is taken from the session only as fast as it can be told: messages wait in their
+subscription, so that its policy holds their publishers up or leaves some out; of a record that changes several times
+meanwhile the last value is told; a request waits with its caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from raskid.client.commands import (
+    Argument,
+    BadLine,
+    Command,
+    closest,
+    read_fields,
+    read_plain,
+    read_text,
+    read_value,
+    read_values,
+)
+from raskid.client.escapes import to_json
+from raskid.model.errors import Overflow, RemoteError, SessionClosed
+
+if TYPE_CHECKING:
+    from raskid.client.aio import AsyncSession, AsyncSharedDict
+    from raskid.client.messages import Message, Subscription
+
+#: So many requests of others may wait for an answer; further ones are refused at once.
+REQUESTS_MAX = 10_000
+#: So many lists that are only written are kept at hand.
+LISTS_MAX = 64
+
+
+class Teller(Protocol):
+    """Where events go."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether little that was told waits to be read."""
+
+    async def room(self) -> None:
+        """Wait until that is so."""
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tell it."""
+
+
+class _Subscribed(NamedTuple):
+    subscription: Subscription
+    teller: asyncio.Task[None]
+
+
+class _Followed:
+    """A shared list whose changes are told."""
+
+    def __init__(self, records: AsyncSharedDict) -> None:
+        self.records = records
+        #: What changed and was not told yet, the oldest first; None stands for the whole list.
+        self.changed: dict[str | None, None] = {}
+        self.word = asyncio.Event()
+        self.ending = False
+        self.teller: asyncio.Task[None] | None = None
+
+    def on_change(self, _: object, key: str | None) -> None:
+        """The list has changed."""
+        if key is None:
+            self.changed.clear()
+        if None not in self.changed:
+            self.changed[key] = None
+        self.word.set()
+
+    async def end(self) -> None:
+        """Tell what is left, and follow it no longer."""
+        self.ending = True
+        self.word.set()
+        if self.teller is not None:
+            await self.teller
+        self.records.close()
+
+
+class Representative:
+    """Stands in a system for one program.
+
+    Args:
+        rk: The session; this runs in its event loop.
+        teller: Where events for the program go.
+    """
+
+    def __init__(self, rk: AsyncSession, teller: Teller) -> None:
+        self._rk = rk
+        self._teller = teller
+        self._subscriptions: dict[str, _Subscribed] = {}
+        self._lists: dict[str, _Followed] = {}
+        #: Lists that are only written, the one that was used last at the end.
+        self._written: dict[str, AsyncSharedDict] = {}
+        self._services: set[str] = set()
+        #: Requests of others that the program has not answered.
+        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._requests_count = 0
+        self._ending = False
+
+    async def _tell_when_room(self, event: Callable[[], dict[str, Any]]) -> None:
+        while not self._teller.has_room:
+            await self._teller.room()
+        self._teller.tell(event())
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """What tells events, for whoever cannot wait until it has told them all."""
+        tellers = [followed.teller for followed in self._lists.values() if followed.teller is not None]
+        return [*tellers, *(subscribed.teller for subscribed in self._subscriptions.values())]
+
+    # ── messages ──
+
+    async def publish(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Publish a message."""
+        await self._rk.publish(given["topic"], *given.get("args", ()), **given.get("fields", {}))
+        return {}
+
+    async def subscribe(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Tell the messages of a topic from now on."""
+        topic = given["topic"]
+        name = given.get("as", topic)
+        if name in self._subscriptions:
+            raise BadLine(f'there is a subscription {name!r} already; name another one with "as"')
+        options = {key: given[key] for key in ("capacity", "overflow", "timeout") if key in given}
+        subscription = await self._rk.subscribe(topic, **options)
+        # It begins in a later turn of the loop, behind the answer to this.
+        teller = asyncio.create_task(self._tell_messages(name, subscription))
+        self._subscriptions[name] = _Subscribed(subscription, teller)
+        return {"subscription": name, "silent": list(subscription.silent)}
+
+    async def _tell_messages(self, name: str, subscription: Subscription) -> None:
+        async for message in subscription:
+            await self._tell_when_room(partial(_message_event, name, message))
+
+    async def unsubscribe(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Tell them no longer."""
+        name = given["as"]
+        found = self._subscriptions.pop(name, None)
+        if found is None:
+            raise BadLine(f"there is no subscription {name!r}{closest(name, self._subscriptions)}")
+        try:
+            await found.subscription.aclose()
+        finally:
+            await found.teller
+        return {"dropped": found.subscription.dropped}
+
+    # ── requests ──
+
+    async def request(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Ask whoever serves a name."""
+        fields = given.get("fields", {})
+        if "timeout" in fields:
+            raise BadLine("a request has no field of the name 'timeout': its time limit is called so")
+        options = {"timeout": given["timeout"]} if "timeout" in given else {}
+        value = await self._rk.request(given["service"], *given.get("args", ()), **options, **fields)
+        return {"value": to_json(value)}
+
+    async def serve(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Tell the requests for a name from now on."""
+        name = given["service"]
+        if name in self._services:
+            raise BadLine(f"{name!r} is served here already")
+        await self._rk.serve(name, partial(self._ask_program, name))
+        self._services.add(name)
+        return {}
+
+    async def unserve(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Take no more requests for it."""
+        name = given["service"]
+        if name not in self._services:
+            raise BadLine(f"{name!r} is not served here{closest(name, self._services)}")
+        self._services.discard(name)
+        await self._rk.unserve(name)
+        return {}
+
+    async def _ask_program(self, service: str, /, *args: Any, **fields: Any) -> Any:
+        """The handler of what the program serves."""
+        if self._ending:
+            raise SessionClosed(f"whoever serves {service!r} takes no more requests: its input has ended")
+        if len(self._requests) >= REQUESTS_MAX:
+            raise Overflow(f"whoever serves {service!r} has {REQUESTS_MAX:,} requests to answer, and takes no more")
+        self._requests_count += 1
+        number = self._requests_count
+        answer = self._requests[number] = asyncio.get_running_loop().create_future()
+        told = False
+
+        def event() -> dict[str, Any]:
+            nonlocal told
+            told = True
+            values = {"args": to_json(args), "fields": _fields_to_json(fields)}
+            return {"event": "request", "service": service, "request": number, **values}
+
+        try:
+            await self._tell_when_room(event)
+            return await answer
+        except asyncio.CancelledError:
+            if told and number in self._requests:
+                self._teller.tell({"event": "cancelled", "service": service, "request": number})
+            raise
+        finally:
+            self._requests.pop(number, None)
+
+    def reply(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Answer a request."""
+        if ("value" in given) == ("error" in given) or ("text" in given and "error" not in given):
+            raise BadLine("'reply' needs either 'value', or 'error' (a name such as \"ValueError\") and 'text'")
+        number = given["request"]
+        answer = self._requests.get(number) if type(number) is int else None
+        if answer is None or answer.done():
+            raise BadLine(
+                f"request {number!r:.60} is not open: it was answered, or its caller gave up, or it never came"
+            )
+        if "value" in given:
+            del self._requests[number]
+            answer.set_result(given["value"])
+        else:
+            error = _named_error(given["error"], given.get("text", ""))
+            del self._requests[number]
+            answer.set_exception(error)
+        return {}
+
+    # ── shared lists ──
+
+    async def shared(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Give the records of a shared list, and tell its changes from now on."""
+        name = given["name"]
+        if name in self._lists:
+            raise BadLine(f"the shared list {name!r} is followed already")
+        records = await self._rk.shared(name)
+        followed = self._lists[name] = _Followed(records)
+        records.on_change(followed.on_change)
+        followed.teller = asyncio.create_task(self._tell_changes(name, followed))
+        return {"records": _fields_to_json(records)}
+
+    async def _tell_changes(self, name: str, followed: _Followed) -> None:
+        while True:
+            while followed.changed:
+                await self._tell_when_room(partial(_change_event, name, followed))
+            if followed.ending:
+                return
+            followed.word.clear()
+            await followed.word.wait()
+
+    async def unshared(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Follow it no longer."""
+        name = given["name"]
+        followed = self._lists.pop(name, None)
+        if followed is None:
+            raise BadLine(f"the shared list {name!r} is not followed{closest(name, self._lists)}")
+        await followed.end()
+        return {}
+
+    async def put(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Write a record."""
+        records = await self._records(given["name"])
+        await records.put(given["key"], given["value"], given.get("permanent", False))
+        return {}
+
+    async def delete(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Remove a record."""
+        records = await self._records(given["name"])
+        await records.delete(given["key"])
+        return {}
+
+    async def _records(self, name: str) -> AsyncSharedDict:
+        followed = self._lists.get(name)
+        if followed is not None:
+            return followed.records
+        records = self._written.pop(name, None)
+        if records is None:
+            records = await self._rk.shared(name)
+            while len(self._written) >= LISTS_MAX:
+                self._written.pop(next(iter(self._written))).close()
+        self._written[name] = records
+        return records
+
+    # ── the system ──
+
+    async def topics(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The lists that the hub keeps."""
+        return {"topics": await self._rk.topics(given.get("prefix", ""))}
+
+    async def status(self, _: dict[str, Any]) -> dict[str, Any]:
+        """How the system is, and who represents this program."""
+        return {"peer": self._rk.session.peer.identity.peer, "status": to_json(await self._rk.status())}
+
+    # ── the end ──
+
+    def refuse_requests(self) -> None:
+        """Nothing more comes from the program: what it has not answered it never will."""
+        self._ending = True
+        for answer in self._requests.values():
+            if not answer.done():
+                answer.set_exception(SessionClosed("whoever was to answer has ended its input"))
+
+    async def end(self) -> list[BaseException]:
+        """End all subscriptions and lists, and tell what they hold; returns what went wrong."""
+        ends: list[Coroutine[Any, Any, Any]] = [self.unsubscribe({"as": name}) for name in self._subscriptions]
+        ends += [self.unshared({"name": name}) for name in self._lists]
+        outcomes = await asyncio.gather(*ends, return_exceptions=True)
+        for records in self._written.values():
+            records.close()
+        return [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+
+
+# ── What is told ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _message_event(name: str, message: Message) -> dict[str, Any]:
+    try:
+        return {
+            "event": "message", "subscription": name, "topic": message.topic, "publisher": message.publisher,
+            "args": to_json(message.args), "fields": _fields_to_json(message.fields), "dropped": message.dropped,
+        }  # fmt: skip
+    except Exception as error:
+        # One that cannot be read does not keep the others back.
+        return {"event": "error", "subscription": name, "topic": message.topic, **error_facts(error)}
+
+
+def _change_event(name: str, followed: _Followed) -> dict[str, Any]:
+    key = next(iter(followed.changed))
+    del followed.changed[key]
+    try:
+        if key is None:
+            return {"event": "records", "list": name, "records": _fields_to_json(followed.records)}
+        if key not in followed.records:
+            return {"event": "change", "list": name, "key": key, "deleted": True}
+        return {"event": "change", "list": name, "key": key, "value": to_json(followed.records[key]), "deleted": False}
+    except Exception as error:
+        return {"event": "error", "list": name, "key": key, **error_facts(error)}
+
+
+def _fields_to_json(fields: Any) -> dict[str, Any]:
+    """Values by name, where the names are no escapes."""
+    return {key: to_json(value) for key, value in fields.items()}
+
+
+def error_facts(error: BaseException) -> dict[str, Any]:
+    """An error as JSON: its type and its text; of one that was raised elsewhere, the type that it has there."""
+    # A KeyError's own text is its argument as Python would write it.
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    # It may hold what UTF-8 cannot write, such as a part of a file's name.
+    facts = {"error": type(error).__name__, "text": text.encode(errors="replace").decode()}
+    return {**facts, "kind": error.kind} if isinstance(error, RemoteError) else facts
+
+
+def _named_error(kind: str, text: str) -> Exception:
+    """An error whose type has a name of the program's choice."""
+    if not kind.isprintable() or not 0 < len(kind) <= 200:
+        raise BadLine(f"'error' is the name of a kind of error, such as \"ValueError\", got {kind!r:.60}")
+    error: Exception = type(kind, (Exception,), {})(text)
+    return error
+
+
+# ── The table ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_TEXT = Argument(read_text)
+_PLAIN = Argument(read_plain, required=False)
+_MESSAGE = {"args": Argument(read_values, required=False), "fields": Argument(read_fields, required=False)}
+
+
+def _lane(kind: str, argument: str) -> Callable[[dict[str, Any]], tuple[str, str]]:
+    return lambda given: (kind, given[argument])
+
+
+_in_topic = _lane("topic", "topic")
+_in_list = _lane("list", "name")
+_in_service = _lane("service", "service")
+_in_subscription = _lane("subscription", "as")
+
+#: The program has nothing more to say; `raskid.client.pipe` sees to it.
+CLOSE = Command(lambda representative, given: {})
+
+COMMANDS = {
+    "publish": Command(Representative.publish, {"topic": _TEXT, **_MESSAGE}, _in_topic),
+    "subscribe": Command(
+        Representative.subscribe,
+        {"topic": _TEXT, "as": Argument(read_text, required=False), "capacity": _PLAIN, "overflow": _PLAIN,
+         "timeout": _PLAIN},
+        lambda given: ("subscription", given.get("as", given["topic"])),
+    ),
+    "unsubscribe": Command(Representative.unsubscribe, {"as": _TEXT}, _in_subscription),
+    "request": Command(Representative.request, {"service": _TEXT, **_MESSAGE, "timeout": _PLAIN}),
+    "serve": Command(Representative.serve, {"service": _TEXT}, _in_service),
+    "unserve": Command(Representative.unserve, {"service": _TEXT}, _in_service),
+    "reply": Command(
+        Representative.reply,
+        {"request": Argument(read_plain), "value": Argument(read_value, required=False),
+         "error": Argument(read_text, required=False), "text": Argument(read_text, required=False)},
+    ),
+    "shared": Command(Representative.shared, {"name": _TEXT}, _in_list),
+    "unshared": Command(Representative.unshared, {"name": _TEXT}, _in_list),
+    "put": Command(
+        Representative.put, {"name": _TEXT, "key": _TEXT, "value": Argument(read_value), "permanent": _PLAIN}, _in_list
+    ),
+    "delete": Command(Representative.delete, {"name": _TEXT, "key": _TEXT}, _in_list),
+    "topics": Command(Representative.topics, {"prefix": _PLAIN}),
+    "status": Command(Representative.status),
+    "close": CLOSE,
+}  # fmt: skip
