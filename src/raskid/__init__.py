@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from raskid.model.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from raskid.client.extensions import register
     from raskid.client.futures import Future
     from raskid.client.logs import TopicHandler
     from raskid.client.messages import Message, Subscription
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         InputFailed,
         NoSuchService,
         NotAllowed,
+        NotRunning,
         Overflow,
         PeerLost,
         RaskidError,
@@ -36,11 +38,14 @@ if TYPE_CHECKING:
         WaitTimeout,
         WrongThread,
     )
+    from raskid.services.extension import Extension
     from raskid.services.publishing import publish
 
 _FACE = {
     "connect": "raskid.launch.connect",
     "publish": "raskid.services.publishing",
+    "register": "raskid.client.extensions",
+    "Extension": "raskid.services.extension",
     "Session": "raskid.client.session",
     "Future": "raskid.client.futures",
     "Message": "raskid.client.messages",
@@ -51,6 +56,7 @@ _FACE = {
     "InputFailed": "raskid.model.errors",
     "NoSuchService": "raskid.model.errors",
     "NotAllowed": "raskid.model.errors",
+    "NotRunning": "raskid.model.errors",
     "Overflow": "raskid.model.errors",
     "PeerLost": "raskid.model.errors",
     "RaskidError": "raskid.model.errors",
@@ -68,11 +74,13 @@ _FACE = {
 
 __all__ = [
     "ConnectionRefused",
+    "Extension",
     "Future",
     "InputFailed",
     "Message",
     "NoSuchService",
     "NotAllowed",
+    "NotRunning",
     "Overflow",
     "PeerLost",
     "RaskidError",
@@ -93,6 +101,7 @@ __all__ = [
     "__version__",
     "connect",
     "publish",
+    "register",
 ]
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raskid.client import topics as topics_module
 from raskid.client.checks import check_callable, check_count, check_limit, check_name, check_seconds
+from raskid.client.extensions import SERVICE_S, STOP_S, check_start_s, not_ended, too_slow
 from raskid.client.futures import Future
 from raskid.client.mapping import MapResult
 from raskid.client.messages import ANSWER_S, Message, Subscription
@@ -25,7 +26,7 @@ from raskid.client.shared import PUT_S, SharedDict
 from raskid.client.tasks import futures_of
 from raskid.client.topics import FOLLOW_S, SETTLE_S
 from raskid.client.waiting import result_in
-from raskid.model.errors import WaitTimeout
+from raskid.model.errors import RaskidError, WaitTimeout
 from raskid.model.topics import SHARED, list_name
 from raskid.protocol.messages import AskStatus
 from raskid.protocol.reactions import BLOCK
@@ -181,6 +182,48 @@ class AsyncSession:
         finally:
             if not future.done():
                 future.cancel()
+
+    # ── services ──
+
+    async def start_service(
+        self, name: str, factory: Callable[..., Any] | str, /, *, timeout: float = SERVICE_S, **settings: Any
+    ) -> None:
+        """As `Session.start_service`. Cancelling this coroutine ends the service."""
+        seconds = check_start_s(timeout)
+        future = self.session.start_service_nowait(name, factory, settings)
+        try:
+            async with asyncio.timeout(seconds) as scope:
+                await future
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            stopping = self.session.stop_service_nowait(name)
+            with contextlib.suppress(TimeoutError, RaskidError):
+                async with asyncio.timeout(STOP_S):
+                    await stopping
+            raise too_slow(name, seconds, future) from None
+        finally:
+            self.session.give_up_service(name, future)
+
+    async def stop_service(self, name: str) -> None:
+        """As `Session.stop_service`."""
+        future = self.session.stop_service_nowait(name)
+        try:
+            async with asyncio.timeout(STOP_S) as scope:
+                await future
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            raise not_ended(name) from None
+
+    async def services(self) -> list[dict[str, Any]]:
+        """As `Session.services`."""
+        return list((await self.status())["services"])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or "session" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return self.session.extension(name, self)
 
     # ── the system ──
 

@@ -296,3 +296,30 @@ class RunnerGivenUp(Effect, frozen=True):
 
     runner: PeerId
     reason: str
+
+
+# ── Services ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ForkService(Effect, frozen=True):
+    """Start the process of a service; answer with `ServiceExited` when it has ended."""
+
+    name: str
+    incarnation: int
+    code: Code
+    settings: bytes
+
+
+class EndService(Effect, frozen=True):
+    """Ask the process of a service to end, or kill it."""
+
+    name: str
+    incarnation: int
+    kill: bool
+
+
+class ServiceReported(Effect, frozen=True):
+    """Something that whoever runs the system should hear of a service."""
+
+    name: str
+    text: str

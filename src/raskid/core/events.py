@@ -258,3 +258,15 @@ class RunnerExited(Event, frozen=True):
     incarnation: int
     reason: str
     running: TaskId = TaskId(0)
+
+
+# ── Services ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class ServiceExited(Event, frozen=True):
+    """Command: the process of a service has ended, or could not be started. `orderly`: it ended by itself, in order."""
+
+    name: str
+    incarnation: int
+    reason: str
+    orderly: bool

@@ -52,6 +52,10 @@ class StartFailed(RaskidError):
     """A system, node or runner did not start in time; the text holds what it wrote to its standard error."""
 
 
+class NotRunning(RaskidError, LookupError):
+    """A service that is to be stopped does not run."""
+
+
 class SessionClosed(RaskidError):
     """The session is over: closed here, or its head is gone."""
 

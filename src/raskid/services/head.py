@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from raskid.core.codestore import CodeStore
-from raskid.core.effects import ChangesAnnounced, Effect, Recall, RunnerGivenUp, StartRunner, Told, Unhandled
+from raskid.core.effects import ChangesAnnounced, Effect, Recall, RunnerGivenUp, Send, StartRunner, Told, Unhandled
 from raskid.core.events import AddRunner, OutcomesRead, PeerGone, PeerJoined, RecallDone, Received, RunnerExited
 from raskid.core.hub import Hub
 from raskid.core.identity import Identity
@@ -27,13 +27,14 @@ from raskid.core.node import Node
 from raskid.core.peer import Peer
 from raskid.core.relay import RelayHub
 from raskid.core.station import Station
+from raskid.core.steward import Steward
 from raskid.io.driver import Driver
 from raskid.io.forkserver import Exited, ForkServer, ServerLost
 from raskid.io.outbox import Outbox
 from raskid.io.processes import ProcessWatch
 from raskid.io.scratch import remove_tree
 from raskid.io.transports import listen
-from raskid.model.errors import RemoteProtocolError
+from raskid.model.errors import RemoteProtocolError, StartFailed
 from raskid.model.ids import IdSource, PeerId, TaskId
 from raskid.model.version import VERSION
 from raskid.protocol.messages import (
@@ -49,6 +50,7 @@ from raskid.protocol.messages import (
 from raskid.services.boot import answer
 from raskid.services.output import Output, ToLog, ToStream
 from raskid.services.settings import HeadReady, HeadSettings, RunnerSettings, new_origin
+from raskid.services.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from raskid.services.recording import Recorder
@@ -70,9 +72,10 @@ class _Front:
 
     handles: frozenset[type[Message]] = frozenset({EndSystem, TasksFinished, AskStatus})
 
-    def __init__(self, head: HeadProcess, manager: Manager) -> None:
+    def __init__(self, head: HeadProcess, manager: Manager, steward: Steward) -> None:
         self.head = head
         self.manager = manager
+        self.steward = steward
 
     def handle(self, event: Any, now: float) -> list[Effect]:
         if type(event) is not Received:
@@ -86,6 +89,9 @@ class _Front:
             self.head.bells.add(event.peer)
         elif type(message) is AskStatus:
             effects = self.manager.handle(event, now)
+            for effect in effects:
+                if isinstance(effect, Send) and isinstance(effect.message, Status):
+                    effect.message.facts["services"] = self.steward.facts()
             return [self.head.add_facts(effect) for effect in effects]
         return []
 
@@ -96,11 +102,33 @@ class _Front:
         return
 
 
-def assemble(identity: Identity, lease_s: float, process: Any) -> tuple[Station, Manager, Node]:
-    """The machines of a head. Of `process` they use what `_Front` does."""
-    node, manager = Node(identity.peer, identity.peer), Manager(identity.peer)
-    machines = [Hub(), CodeStore(), RelayHub(), manager, node, _Front(process, manager)]
+def assemble(
+    identity: Identity, lease_s: float, process: Any, kind: Callable[[PeerId], Manager] = Manager
+) -> tuple[Station, Manager, Node]:
+    """The machines of a head. Of `process` they use what `_Front` does; `kind` makes the manager."""
+    node, manager, steward = Node(identity.peer, identity.peer), kind(identity.peer), Steward()
+    machines = [Hub(), CodeStore(), RelayHub(), manager, node, steward, _Front(process, manager, steward)]
     return Station(Peer(identity, lease_s=lease_s), machines), manager, node
+
+
+def _manager_kind(settings: HeadSettings) -> Callable[[PeerId], Manager]:
+    """The class of the manager.
+
+    Raises:
+        StartFailed: It cannot be loaded.
+    """
+    if not settings.manager:
+        return Manager
+    from raskid.services.entries import load_manager
+
+    sys.path[:0] = [entry for entry in settings.path if entry not in sys.path]
+    # On the standard output this process answers whoever started it.
+    sys.stdout = sys.stderr
+    try:
+        kind: Callable[[PeerId], Manager] = load_manager(settings.manager)
+    except Exception as error:
+        raise StartFailed(f"the manager {settings.manager!r} cannot be used: {error}") from error
+    return kind
 
 
 class HeadProcess:
@@ -117,12 +145,13 @@ class HeadProcess:
             self.peer, 1, self.ids.origin, KIND_HEAD, settings.token, addresses=(self.address,),
             host=socket.gethostname(), pid=os.getpid(), python=platform.python_version(), raskid=VERSION,
         )  # fmt: skip
-        self.station, self.manager, self.node = assemble(identity, settings.lease_s, self)
+        kind = _manager_kind(settings)
+        self.station, self.manager, self.node = assemble(identity, settings.lease_s, self, kind)
         self.recorder: Recorder | None = None
         if os.environ.get(RECORD_VARIABLE):
             from raskid.services.recording import Recorder
 
-            about = {"identity": identity, "lease_s": settings.lease_s}
+            about = {"identity": identity, "lease_s": settings.lease_s, "manager": settings.manager}
             self.recorder = Recorder(os.environ[RECORD_VARIABLE], self.station, about)
         self.driver = Driver(self.recorder or self.station, self._apply)
         self.listener = listen(self.address)
@@ -132,6 +161,7 @@ class HeadProcess:
         self._corrupt: set[PeerId] = set()
         self._output = Output(_destination(settings))
         self._server: ForkServer | None = server
+        self._upkeep = Upkeep(settings, self.address, self._output, lambda: self._server, self.driver.handle)
         self._restarts = 0
         #: Kinds of messages of which it was said that they are left out.
         self._unhandled: set[str] = set()
@@ -186,6 +216,8 @@ class HeadProcess:
                 self._processes.joined(event)
             elif isinstance(event, PeerGone):
                 self._processes.gone(event)
+        else:
+            self._upkeep.apply(effect)
 
     def _start_runner(self, effect: StartRunner) -> None:
         assert self._server is not None
@@ -224,7 +256,7 @@ class HeadProcess:
                     return
                 self._start_server()
         for event in happened:
-            if isinstance(event, Exited):
+            if isinstance(event, Exited) and not self._upkeep.exited(event):
                 self._read(event.runner)
                 with contextlib.suppress(OSError):
                     os.unlink(f"{self.settings.directory}/{event.runner.rpartition('/')[2]}.{event.incarnation}")
@@ -306,6 +338,7 @@ class HeadProcess:
             elif busy:
                 for runner in list(self._outboxes):
                     self._read(runner)
+        self._upkeep.finish(driver.step)
 
     def close(self) -> None:
         """End everything: runners first, then the connections, then the files."""
@@ -314,6 +347,7 @@ class HeadProcess:
             if self._server is not None:
                 self.driver.unwatch(self._server.fileno())
                 self._server.close()
+            self._upkeep.close()
             self._output.close()
             if self.recorder is not None:
                 self.recorder.close()

@@ -28,6 +28,9 @@ class HeadSettings(msgspec.Struct, frozen=True):
     #: Descriptors that the head inherits: the script's standard output and standard error; -1 for none. There go what
     #: tasks print, and what runners write to theirs. Without them both go to the system's log.
     output: tuple[int, int] = (-1, -1)
+    #: The class that is the manager, when it is not the built-in one: the name of an entry point, or
+    #: "module:attribute".
+    manager: str = ""
 
 
 class HeadReady(msgspec.Struct, frozen=True):
@@ -52,6 +55,28 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     script: str = ""
     #: The peer that keeps the lists.
     hub: str = ""
+
+
+class ServiceSettings(msgspec.Struct, frozen=True):
+    """For the process of a service.
+
+    `factory` names what makes it ("module:attribute"), unless `blob` is a code object; `settings` is the pickled
+    dictionary of its arguments, empty for none.
+    """
+
+    token: str
+    name: str
+    incarnation: int
+    address: str
+    directory: str
+    url: str
+    factory: str = ""
+    code: str = ""
+    blob: bytes = b""
+    settings: bytes = b""
+    path: tuple[str, ...] = ()
+    cwd: str = ""
+    script: str = ""
 
 
 def new_origin() -> int:

@@ -61,6 +61,7 @@ def test_it_has_every_call_of_a_session():
     for_users = {
         "submit", "map", "gather", "cancel", "publish", "subscribe", "shared", "topics", "serve", "unserve", "request",
         "status", "runners", "wait_runners", "counters", "end_system", "close",
+            "start_service", "stop_service", "services",
     }  # fmt: skip
     assert for_users <= public(Session)
     assert for_users == public(AsyncSession)
