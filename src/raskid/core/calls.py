@@ -106,7 +106,9 @@ class Calls:
         assert body is not None
         return [Send(pending.provider, Call(pending.request, pending.service, body))]
 
-    def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
+    def on_replica(
+        self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None, now: float
+    ) -> list[Effect]:
         """The providers of a service that was called here changed."""
         if topic not in self.providers:
             # Somebody here looks at this list, and nobody calls.

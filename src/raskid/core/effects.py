@@ -81,13 +81,20 @@ class Introduce(Effect, frozen=True):
 
 
 class Arrived(Effect, frozen=True, gc=False):
-    """Messages of a subscription made here, in order; `dropped` counts what was left out before the first."""
+    """Messages of a subscription made here, in order; `dropped` counts what was left out before the first.
+
+    `publisher` sent them and gets the credit; `on_behalf` is whose they are, where that is somebody else. `numbers`
+    and `again` are as in `Deliver`.
+    """
 
     subscription: RequestId
     publisher: PeerId
     topic: str
     bodies: list[bytes]
     dropped: int
+    numbers: list[int] = []
+    again: bool = False
+    on_behalf: PeerId = PeerId("")
 
 
 class PublisherEnded(Effect, frozen=True):

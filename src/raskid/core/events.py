@@ -137,6 +137,14 @@ class Took(Event, frozen=True):
     count: int
 
 
+class Handled(Event, frozen=True):
+    """Command: the reader is through with messages of a class, which have to be acknowledged."""
+
+    subscription: RequestId
+    publisher: PeerId
+    numbers: list[int]
+
+
 class CodeRan(Event, frozen=True):
     """Answers `RunCode`: what the calls returned, or the name of the error's type and its text."""
 

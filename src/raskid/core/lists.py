@@ -7,6 +7,7 @@ say what a list holds: the same messages from anybody else are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from raskid.core.effects import Effect, ListChanged, ListRefused, Replied, Send, Unhandled
@@ -16,8 +17,10 @@ from raskid.model.topics import check_list_name
 from raskid.protocol.messages import (
     AcknowledgeList,
     AnyMessage,
+    HelperGiven,
     ListState,
     Message,
+    PutRecord,
     Record,
     RecordDeleted,
     RecordPut,
@@ -47,7 +50,9 @@ class Replica:
 class Observer(Protocol):
     """A machine that acts by one kind of list."""
 
-    def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
+    def on_replica(
+        self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None, now: float
+    ) -> list[Effect]:
         """A replica got its first state (no `change`) or a change, which is already in it."""
 
     def on_refused(self, topic: str, code: str, text: str) -> list[Effect]:
@@ -65,7 +70,7 @@ class Lists:
     """The replicas of one process."""
 
     handles: frozenset[type[Message]] = frozenset(
-        {ListState, RecordPut, RecordDeleted, RecordSettled, RequestRefused, TopicsListed, Status}
+        {ListState, RecordPut, RecordDeleted, RecordSettled, RequestRefused, TopicsListed, Status, HelperGiven}
     )
     commands: frozenset[type[Event]] = frozenset({WatchList, UnwatchList})
 
@@ -78,6 +83,8 @@ class Lists:
         self.replicas: dict[str, Replica] = {}
         self.observers: dict[str, Observer] = {}
         self.askers: list[Asker] = []
+        #: What machines of this process do with the answers to requests of their own.
+        self._answers: dict[RequestId, Callable[[AnyMessage, float], list[Effect]]] = {}
         #: Watches so far: their ids, below those of any `IdSource`, since only refusals to this machine name them.
         self._watches = 0
         #: For each list the watches that the hub has not answered yet, in order. It answers each with a state or a
@@ -105,6 +112,26 @@ class Lists:
         self._unanswered.setdefault(name, []).append(request)
         return Send(self.hub, Watch(name, acks, request, self.agent))
 
+    def put(
+        self,
+        name: str,
+        record: str,
+        value: bytes,
+        permanent: bool,
+        answered: Callable[[AnyMessage, float], list[Effect]],
+    ) -> Effect:
+        """Put a record for a machine of this process, which is told the hub's answer."""
+        request = self.next_request(answered)
+        return Send(self.hub, PutRecord(request, name, record, value, permanent))
+
+    def next_request(self, answered: Callable[[AnyMessage, float], list[Effect]]) -> RequestId:
+        """An id for a request that a machine of this process makes of the head."""
+        # Counted together with the watches, so that neither is taken for the other.
+        self._watches += 1
+        request = RequestId(self._watches)
+        self._answers[request] = answered
+        return request
+
     def unfollow(self, name: str) -> list[Effect]:
         """One less who follows a list."""
         replica = self.replicas.get(name)
@@ -130,7 +157,11 @@ class Lists:
 
     def _on_message(self, message: AnyMessage, now: float) -> list[Effect]:
         if isinstance(message, ListState | RecordPut | RecordDeleted):
-            return self._on_change(message)
+            return self._on_change(message, now)
+        if isinstance(message, RecordSettled | RequestRefused | HelperGiven):
+            answered = self._answers.pop(message.request, None)
+            if answered is not None:
+                return answered(message, now)
         if isinstance(message, RequestRefused):
             for name, requests in self._unanswered.items():
                 if message.request in requests:
@@ -159,7 +190,7 @@ class Lists:
         effects = observer.on_refused(topic, message.code, message.text) if observer is not None else []
         return [*effects, ListRefused(name, message.code, message.text)]
 
-    def _on_change(self, message: ListState | RecordPut | RecordDeleted) -> list[Effect]:
+    def _on_change(self, message: ListState | RecordPut | RecordDeleted, now: float) -> list[Effect]:
         if type(message) is not ListState:
             self.changes += 1
         elif not self._answered(message.name):
@@ -186,7 +217,7 @@ class Lists:
         observer = self.observers.get(kind)
         effects: list[Effect] = []
         if observer is not None:
-            effects = observer.on_replica(topic, replica, change)
+            effects = observer.on_replica(topic, replica, change, now)
         changed = None
         if type(message) is RecordPut:
             changed = message.record.record

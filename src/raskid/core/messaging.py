@@ -1,9 +1,9 @@
-"""Publishing and subscribing: the publisher holds a replica of its topic's reactions and sends straight to each target.
+"""Publishing and subscribing: the publisher holds a replica of its topic's reactions and runs them.
 
-For every topic that this process publishes, `plans` holds its targets: an empty tuple costs a publisher one look-up.
-Each target has credit: how many messages may be on their way to the subscriber's reader. Without credit, messages
-wait here under the subscription's overflow policy, and what the policy leaves out is counted and reported with the
-next message. The order per publisher and subscription is that of publishing.
+For every topic that this process publishes, `plans` holds what is to be done: an empty tuple costs a publisher one
+look-up, and a tuple of targets says that all who react are plain subscribers: the body is encoded once, and goes to
+each (`publish`). Where reactions are more than that, the topic is in `complex` as well, and messages go through
+operations as values (`begin` and `go`; see `raskid.core.publication`, `raskid.core.passage`).
 
 What is published in quick succession is collected for each target, and travels as one `Deliver`, so that most of what a
 message costs is paid once for many. Whoever asks this machine directly, with `publish`, calls `collect` before it
@@ -15,149 +15,132 @@ look-up; beyond that the one that became idle first is given up, and asked for a
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from raskid.core.effects import Arrived, Effect, Introduce, PlanReady, PublisherEnded, RoomMade, Send
-from raskid.core.events import Announce, Event, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
+from raskid.core.chains import Chain, Item, Passing
+from raskid.core.effects import (
+    Arrived,
+    Effect,
+    Introduce,
+    PlanReady,
+    PublisherEnded,
+    ReactionReported,
+    RoomMade,
+    Send,
+)
+from raskid.core.events import (
+    Announce,
+    CodeRan,
+    Event,
+    Handled,
+    PeerGone,
+    Publish,
+    Received,
+    Subscribed,
+    Tick,
+    Took,
+    Unsubscribed,
+)
+from raskid.core.groups import Group
 from raskid.core.link import MESSAGE_BYTES_MAX
 from raskid.core.lists import Lists, Replica
+from raskid.core.passage import Passage
+from raskid.core.plans import Plan, arrange
+from raskid.core.publication import Publication
+from raskid.core.targets import BODIES_BYTES_MAX, BODIES_MAX, OURS, Target
 from raskid.model.errors import LocalProtocolError, RemoteProtocolError
-from raskid.model.ids import PeerId, RequestId
+from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.topics import REACTIONS, list_name
 from raskid.protocol.messages import (
+    Acknowledge,
+    AnyMessage,
+    AskHelper,
+    CodeGiven,
     Consumed,
     Deliver,
     Delivered,
+    HelperGiven,
+    HostReaction,
     Message,
     PeerRef,
+    ReactionFailed,
+    ReactionStopped,
+    Record,
     RecordDeleted,
     RecordPut,
 )
-from raskid.protocol.reactions import BLOCK, DROP_NEWEST, JUST_DELIVER, LATEST, decode_reaction
+from raskid.protocol.reactions import (
+    AT_HELPER,
+    AT_PUBLISHER,
+    BLOCK,
+    JUST_DELIVER,
+    PULL,
+    Reaction,
+    decode_reaction,
+)
 
 #: Messages published by a callback before the topic's replica is here; more are dropped, and counted.
 EARLY_MAX = 10_000
 #: Topics that are followed although nobody reacts to them.
 IDLE_MAX = 10_000
-#: One `Deliver` has no more messages than this, so that their reader gives credit in between,
-BODIES_MAX = 128
-#: nor more bytes, unless it holds one message only.
-BODIES_BYTES_MAX = 64 * 1024
 #: A message may be this long: as long as a link takes it, with what stands around it.
 BODY_BYTES_MAX = MESSAGE_BYTES_MAX - 64 * 1024
+#: Reactions that this process runs for other publishers.
+GUESTS_MAX = 10_000
 
 
-class Target:
-    """One subscriber of a topic published here."""
-
-    __slots__ = (
-        "bodies", "bodies_bytes", "bodies_dropped", "capacity", "credit", "dropped", "dropped_all", "incarnation",
-        "number", "overflow", "peer", "queue", "subscription", "topic",
-    )  # fmt: skip
-
-    def __init__(self, topic: str, subscription: RequestId, ref: PeerRef, capacity: int, overflow: str) -> None:
-        self.topic = topic
-        self.subscription = subscription
-        self.peer = ref.peer
-        self.incarnation = ref.incarnation
-        self.capacity = capacity
-        self.overflow = overflow
-        #: Messages that may still be sent. `credit` and those on their way add up to `capacity`.
-        self.credit = capacity
-        #: Messages that wait for credit, as (number, body, whether its publisher waits as well); empty while there
-        #: is credit. Their numbers rise, and `number` is the last one given.
-        self.queue: deque[tuple[int, bytes, bool]] = deque()
-        self.number = 0
-        #: Messages that have had their credit and are to be sent together, and what was left out before the first.
-        self.bodies: list[bytes] = []
-        self.bodies_bytes = 0
-        self.bodies_dropped = 0
-        self.dropped = 0
-        self.dropped_all = 0
-
-    def add(self, body: bytes, effects: list[Effect]) -> bool:
-        """Collect a message, for which there is credit; returns whether it is the first of its collection."""
-        bodies, size = self.bodies, len(body)
-        if bodies and (self.dropped or len(bodies) >= BODIES_MAX or self.bodies_bytes + size > BODIES_BYTES_MAX):
-            effects.append(self.take())
-            bodies = self.bodies
-        begins = not bodies
-        if begins:
-            self.bodies_dropped, self.dropped = self.dropped, 0
-        bodies.append(body)
-        self.bodies_bytes += size
-        self.credit -= 1
-        return begins
-
-    def take(self) -> Send:
-        """What was collected (there is something), as one message."""
-        # The replica's name of the topic is plain text; the publisher's may be of a subclass.
-        message = Deliver(self.subscription, self.topic, self.bodies, self.bodies_dropped)
-        self.bodies = []
-        self.bodies_bytes = 0
-        return Send(self.peer, message)
-
-    def leave_out(self, count: int = 1) -> None:
-        """Count what the policy drops."""
-        self.dropped += count
-        self.dropped_all += count
-
-    def enqueue(self, body: bytes, waited: bool) -> None:
-        """Let a message wait, and apply the overflow policy; `waited`: its publisher waits until it is sent."""
-        queue = self.queue
-        self.number += 1
-        queue.append((self.number, body, waited))
-        if self.overflow == LATEST:
-            while len(queue) > 1:
-                queue.popleft()
-                self.leave_out()
-        elif len(queue) > self.capacity:
-            if self.overflow == DROP_NEWEST:
-                queue.pop()
-            elif self.overflow != BLOCK:
-                queue.popleft()
-            elif not waited:
-                # A publisher that waits keeps its place: the oldest of those that could not wait goes.
-                del queue[next(at for at, it in enumerate(queue) if not it[2])]
-            else:
-                # There are as many of these as there are threads that wait.
-                return
-            self.leave_out()
-
-    def withdraw(self, number: int) -> bool:
-        """Leave out one message that waits, for whose publisher time is up; False when it waits no longer."""
-        for at, it in enumerate(self.queue):
-            if it[0] == number:
-                del self.queue[at]
-                self.leave_out()
-                return True
-        return False
+def first_of(count: int) -> int:
+    """No chance at all; whoever makes a `Messaging` gives a better one."""
+    return 0
 
 
 class Messaging:
-    """Publisher and subscriber sides of one process."""
+    """Publisher and subscriber sides of one process.
 
-    handles: frozenset[type[Message]] = frozenset({Deliver, Consumed, Delivered})
-    commands: frozenset[type[Event]] = frozenset({Announce, Publish, Subscribed, Unsubscribed, Took})
+    Args:
+        lists: The replicas of this process.
+        draw: Gives a number from 0 to below its argument, by chance.
+        where: How this process is named in reports of failures.
+    """
 
-    def __init__(self, lists: Lists) -> None:
+    handles: frozenset[type[Message]] = frozenset(
+        {Deliver, Consumed, Delivered, Acknowledge, HostReaction, ReactionFailed, ReactionStopped, CodeGiven}
+    )
+    commands: frozenset[type[Event]] = frozenset({Announce, Publish, Subscribed, Unsubscribed, Took, Handled, CodeRan})
+
+    def __init__(self, lists: Lists, draw: Callable[[int], int] = first_of, where: str = "") -> None:
         self._lists = lists
         lists.observers[REACTIONS] = self
-        #: Topic → its targets. A topic that is missing has not been announced, or its replica is not here yet.
-        self.plans: dict[str, tuple[Target, ...]] = {}
+        #: Topic → its targets, chains and classes. A topic that is missing has not been announced, or its replica is
+        #: not here yet.
+        self.plans: dict[str, tuple[Any, ...]] = {}
+        #: The topics among them that have more than plain subscribers.
+        self.complex: dict[str, Plan] = {}
+        #: Topic → its reactions here, in the order of the list: exactly the topics of `plans`.
+        self._members: dict[str, dict[RequestId, Any]] = {}
+        self._groups: dict[str, dict[str, Group]] = {}
         #: Topics in `plans` without a target, in the order in which they became so.
         self._idle: dict[str, None] = {}
-        #: Topics whose replica is on its way: what callbacks published meanwhile, and how many were too many.
-        self._early: dict[str, list[bytes]] = {}
+        #: Topics whose replica is on its way: what callbacks published meanwhile, with the topics it came through, and
+        #: how many were too many.
+        self._early: dict[str, list[tuple[bytes, int]]] = {}
         self._early_dropped: dict[str, int] = {}
         self._targets: dict[RequestId, Target] = {}
         #: Targets with something collected, in the order in which that began; also some without.
         self._collected: list[Target] = []
         self._subscriptions: set[RequestId] = set()
+        #: Chains with windows.
+        self._timed: list[Chain] = []
+        #: What runs here for others, by publisher and by the subscription under which it comes.
+        self._guests: dict[tuple[PeerId, RequestId], Chain] = {}
+        #: Who runs slow reactions for the publishers of this node; None while nobody knows.
+        self._helper: PeerRef | None = None
+        self._helper_asked = False
         #: Messages that were left out before it was known who reacts to their topic.
         self.dropped_early = 0
+        self._passage = Passage(lists, self, where)
+        self._publication = Publication(self, self._passage, draw)
 
     # ── commands ──
 
@@ -165,11 +148,15 @@ class Messaging:
         """Take in an event."""
         kind = type(event)
         if kind is Received:
-            return self._on_message(event.peer, event.message)
+            return self._on_message(event.peer, event.message, now)
         if kind is Publish:
-            return [*self.publish(event.topic, event.body), *self.collect()]
+            return [*self.publish(event.topic, event.body, False, now), *self.collect()]
         if kind is Took:
             return self._on_took(event)
+        if kind is Handled:
+            if event.subscription not in self._subscriptions:
+                return []
+            return [Send(event.publisher, Acknowledge(event.subscription, event.numbers))]
         if kind is Announce:
             return self._announce(event.topic)
         if kind is Subscribed:
@@ -177,7 +164,15 @@ class Messaging:
         elif kind is Unsubscribed:
             self._subscriptions.discard(event.subscription)
         elif kind is PeerGone:
-            return self._on_gone(event.peer, event.incarnation)
+            return self._on_gone(event.peer, event.incarnation, now)
+        elif kind is CodeRan:
+            effects: list[Effect] = []
+            self._passage.on_code_ran(event, now, effects)
+            return self._finish_turn(effects)
+        elif kind is Tick and (self._timed or self._passage.busy):
+            effects = []
+            self._passage.tick(list(self._timed), now, effects)
+            return self._finish_turn(effects)
         return []
 
     def _announce(self, topic: str) -> list[Effect]:
@@ -186,13 +181,14 @@ class Messaging:
         self._early[topic] = []
         return self._lists.follow(list_name(REACTIONS, topic), acks=True)
 
-    def publish(self, topic: str, body: bytes, waits: bool = False) -> list[Effect]:
+    def publish(self, topic: str, body: bytes, waits: bool = False, now: float = 0.0) -> list[Effect]:
         """Send or queue one message; before the replica is here, it waits for it.
 
         Args:
             topic: The topic's name.
             body: The encoded message.
             waits: The publisher goes on only when no subscription with policy "block" has the message in its queue.
+            now: The time, for reactions that go by it.
         Raises:
             LocalProtocolError: The message is too long; nothing has changed.
         """
@@ -202,16 +198,13 @@ class Messaging:
                 f"{BODY_BYTES_MAX:,} bytes. Send less at a time"
             )
         plan = self.plans.get(topic)
+        effects: list[Effect] = []
         if plan is None:
-            effects = self._announce(topic)
-            early = self._early[topic]
-            if len(early) < EARLY_MAX:
-                early.append(body)
-            else:
-                self.dropped_early += 1
-                self._early_dropped[topic] = self._early_dropped.get(topic, 0) + 1
+            self.publish_early(topic, body, 0, effects)
             return effects
-        effects = []
+        if topic in self.complex:
+            self._publication.early(topic, body, 0, self.complex[topic], now, effects)
+            return effects
         for target in plan:
             if target.credit <= 0 or target.queue:
                 target.enqueue(body, waits and target.overflow == BLOCK)
@@ -220,6 +213,35 @@ class Messaging:
                 self._collected.append(target)
         return effects
 
+    def publish_early(self, topic: str, body: bytes, hops: int, effects: list[Effect]) -> None:
+        """Keep a message until it is known who reacts to its topic."""
+        effects += self._announce(topic)
+        early = self._early[topic]
+        if len(early) < EARLY_MAX:
+            early.append((body, hops))
+        else:
+            self.dropped_early += 1
+            self._early_dropped[topic] = self._early_dropped.get(topic, 0) + 1
+
+    def begin(self, topic: str, waits: bool, now: float) -> Passing | None:
+        """Begin to publish on a topic that is in `complex`; None when nobody wants the message, which need not even be
+        made then."""
+        return self._publication.begin(topic, self.complex[topic], waits, now)
+
+    def go(self, passing: Passing, args: tuple[Any, ...], fields: dict[str, Any], now: float) -> list[Effect]:
+        """Publish the message that `begin` has begun with.
+
+        Afterwards `passing.done` says whether all that it set off here is through. If not, `passing.told` may be set,
+        and `Passed` will say so; until then the values must not be changed. `passing.waiting` names full subscriptions
+        with policy "block" in whose queues it stands.
+
+        Raises:
+            ValueNotSendable: Some reader wants it as it is, and messages do not carry it; nothing has happened.
+        """
+        effects: list[Effect] = []
+        self._publication.go(passing, Item(args, fields), self.complex.get(passing.topic), now, effects)
+        return self._finish_turn(effects)
+
     def collect(self) -> list[Effect]:
         """What was published since the last call, and is to be sent now."""
         if not self._collected:
@@ -227,15 +249,524 @@ class Messaging:
         collected, self._collected = self._collected, []
         return [target.take() for target in collected if target.bodies]
 
+    def _finish_turn(self, effects: list[Effect]) -> list[Effect]:
+        """Outside of `publish`: send what was collected, and give credit for what was hosted."""
+        if self._guests:
+            for chain in self._guests.values():
+                self._publication.credit(chain, effects)
+        effects += self.collect()
+        return effects
+
+    def targets_of(self, topic: str) -> list[Target]:
+        """The readers of a topic, of whatever kind their reactions are."""
+        found: list[Target] = []
+        for member in self._members.get(topic, {}).values():
+            target = member if isinstance(member, Target) else member.target
+            if target is not None:
+                found.append(target)
+        return found
+
     def blocked(self, topic: str) -> list[Target]:
         """Targets whose policy is to block the publisher, and for which messages wait."""
+        if topic in self.complex:
+            return [t for t in self.targets_of(topic) if t.overflow == BLOCK and t.queue]
         return [t for t in self.plans.get(topic, ()) if t.overflow == BLOCK and t.queue]
 
     def waits(self, present: Callable[[PeerId], bool]) -> bool:
-        """Whether messages wait here: for the replica of their topic, or for room at a subscriber that is present."""
-        return any(self._early.values()) or any(
-            (t.queue or t.bodies) and present(t.peer) for t in self._targets.values()
+        """Whether messages wait here: for the replica of their topic, for code, or for room at a subscriber that is
+        present."""
+        return (
+            any(self._early.values())
+            or self._passage.busy
+            or any((t.queue or t.bodies) and present(t.peer) for t in self._targets.values())
         )
+
+    def flush_windows(self, now: float) -> list[Effect]:
+        """This process is about to leave: let go what its reactions still collect."""
+        effects: list[Effect] = []
+        for chain in list(self._timed):
+            self._passage.flush(chain, now, effects)
+        return self._finish_turn(effects)
+
+    def kept(self, now: float) -> list[tuple[str, str, list[tuple[int, bytes, float]]]]:
+        """What this process keeps for baskets: (topic, basket, messages as (number, body, age in seconds))."""
+        found: list[tuple[str, str, list[tuple[int, bytes, float]]]] = []
+        for topic, members in self._members.items():
+            for member in members.values():
+                if isinstance(member, Chain) and member.keeper is not None and member.keeper.basket:
+                    member.keeper.expire(now)
+                    messages = [(number, body, now - at) for number, body, at in member.keeper.messages]
+                    found.append((topic, member.keeper.basket, messages))
+        return found
+
+    # ── what reactions do ──
+
+    def send(
+        self, target: Target, body: bytes, passing: Passing | None, effects: list[Effect], number: int = 0
+    ) -> None:
+        """Send a message to a reader, or let it wait there."""
+        again, publisher, waits = False, OURS, False
+        if passing is not None:
+            again, publisher, waits = passing.again, passing.publisher, passing.waits and target.overflow == BLOCK
+        if target.credit <= 0 or target.queue:
+            target.enqueue(body, waits or (number > 0 and again), number, again, publisher)
+            if waits and passing is not None and target.queue:
+                root = passing
+                while root.parent is not None:
+                    root = root.parent
+                root.waiting.append((target, target.number))
+        elif target.add(body, effects, number, again, publisher):
+            self._collected.append(target)
+
+    def deliver(self, chain: Chain, target: Target, item: Item, passing: Passing | None, effects: list[Effect]) -> None:
+        """Send a message to the owner of its reaction."""
+        number = passing.number if passing is not None and chain.numbered else 0
+        if passing is not None:
+            passing.delivered = True
+        self.send(target, item.encoded(), passing, effects, number)
+        if target.lost:
+            group = self._groups.get(chain.topic, {}).get(chain.reaction.group)
+            if group is not None:
+                for lost in target.lost:
+                    group.close(chain.id, lost)
+            target.lost.clear()
+
+    def forward(self, topic: str, item: Item, passing: Passing | None, now: float, effects: list[Effect]) -> None:
+        """Publish a message on another topic as well."""
+        self._publication.forward(topic, item, passing, now, effects)
+
+    def hand_on(self, chain: Chain, item: Item, passing: Passing | None, effects: list[Effect]) -> bool:
+        """Send a message to whoever runs the rest of its chain; False while that is not known."""
+        host = chain.host
+        if host is None:
+            ref: PeerRef | None = chain.reaction.target
+            if chain.reaction.place == AT_HELPER:
+                ref = self._helper
+                if ref is None:
+                    self._ask_helper(effects)
+                    return False
+            assert ref is not None
+            # Its own name: the owner gets messages under the reaction's as well.
+            identifier = RequestId(-chain.id)
+            host = chain.host = Target(chain.topic, identifier, ref, chain.reaction.capacity, BLOCK)
+            self._targets[identifier] = host
+            effects.append(Introduce(ref))
+            effects.append(Send(ref.peer, HostReaction(identifier, chain.topic, chain.record, chain.hand_on)))
+        number = passing.number if passing is not None and chain.reaction.numbered else 0
+        self.send(host, item.encoded(), passing, effects, number)
+        return True
+
+    def _ask_helper(self, effects: list[Effect]) -> None:
+        if self._helper_asked:
+            return
+        self._helper_asked = True
+        request = self._lists.next_request(self._on_helper)
+        effects.append(Send(self._lists.hub, AskHelper(request)))
+
+    def _on_helper(self, message: AnyMessage, now: float) -> list[Effect]:
+        self._helper_asked = False
+        if type(message) is not HelperGiven:
+            # What waits for one fails when its time is up.
+            return []
+        self._helper = message.helper
+        effects: list[Effect] = []
+        for members in list(self._members.values()):
+            for member in list(members.values()):
+                if isinstance(member, Chain) and member.stalled:
+                    self._passage.resume(member, now, effects)
+        return self._finish_turn(effects)
+
+    def ended(self, chain: Chain, passing: Passing | None, now: float, effects: list[Effect]) -> None:
+        """A message has come to its end in one chain."""
+        self._publication.ended(chain, passing, now, effects)
+
+    def chosen(self, group: Group, member: Chain | None, passing: Passing, now: float, effects: list[Effect]) -> None:
+        """A metric has chosen which member of a class gets a message."""
+        self._publication.chosen(group, member, passing, now, effects)
+
+    def changed(self, chain: Chain) -> None:
+        """A chain is suspended or over: its topic may have nobody left who reacts."""
+        if chain.topic in self._members:
+            self._arrange(chain.topic)
+
+    def codes_in_use(self) -> set[CodeId]:
+        """The code objects that reactions here name."""
+        found: set[CodeId] = set()
+        for members in self._members.values():
+            for member in members.values():
+                if isinstance(member, Chain):
+                    found.update(member.codes())
+        for chain in self._guests.values():
+            found.update(chain.codes())
+        return found
+
+    def add_code(self, code: Any) -> None:
+        """A code object that this process made: it need not be asked for."""
+        self._passage.add_code(code)
+
+    def is_present(self, peer: PeerId) -> bool:
+        """Whether a peer that reacts to something here has not gone."""
+        return any(target.peer == peer for target in self._targets.values())
+
+    # ── the publisher's side: who reacts ──
+
+    def on_replica(
+        self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None, now: float
+    ) -> list[Effect]:
+        """The reactions of a topic published here changed."""
+        effects: list[Effect] = []
+        first = topic not in self.plans
+        if first and topic not in self._early:
+            # Somebody here looks at this list, and nobody publishes.
+            return []
+        members = self._members.setdefault(topic, {})
+        if isinstance(change, RecordDeleted):
+            self._remove(topic, _subscription_of(change.record), now, effects)
+        elif isinstance(change, RecordPut):
+            self._adopt(topic, change.record, now, effects)
+        else:
+            for identifier in set(members) - {_subscription_of(name) for name in replica.records}:
+                self._remove(topic, identifier, now, effects)
+            for record in replica.records.values():
+                self._adopt(topic, record, now, effects)
+        effects += self._set_plan(topic)
+        self._fill_groups(topic, now, effects)
+        if first:
+            plan = self.complex.get(topic)
+            for body, hops in self._early.pop(topic, ()):
+                if plan is None:
+                    effects += self.publish(topic, body)
+                else:
+                    self._publication.early(topic, body, hops, plan, now, effects)
+            left_out = self._early_dropped.pop(topic, 0)
+            for target in self.targets_of(topic):
+                target.leave_out(left_out)
+            effects.append(PlanReady(topic))
+        return self._collected_first(effects)
+
+    def _collected_first(self, effects: list[Effect]) -> list[Effect]:
+        """Send what was collected before it is said that the plan is there."""
+        collected = self.collect()
+        if collected and effects and type(effects[-1]) is PlanReady:
+            return [*effects[:-1], *collected, effects[-1]]
+        return [*effects, *collected]
+
+    def on_refused(self, topic: str, code: str, text: str) -> list[Effect]:
+        """The hub does not let us follow this topic's reactions: nothing can be published on it."""
+        self.dropped_early += len(self._early.pop(topic, ()))
+        self._early_dropped.pop(topic, None)
+        return []
+
+    def _arrange(self, topic: str) -> None:
+        """Put the reactions of a topic in order."""
+        members = list(self._members[topic].values())
+        plan = arrange(members, self._groups.get(topic, {}))
+        if plan is None:
+            self.complex.pop(topic, None)
+            self.plans[topic] = tuple(members)
+        else:
+            self.plans[topic] = tuple(plan.units)
+            if plan.units:
+                self.complex[topic] = plan
+            else:
+                self.complex.pop(topic, None)
+
+    def _set_plan(self, topic: str) -> list[Effect]:
+        self._arrange(topic)
+        if self._members[topic] or self._groups.get(topic):
+            self._idle.pop(topic, None)
+            return []
+        self._idle.setdefault(topic)
+        if len(self._idle) <= IDLE_MAX:
+            return []
+        first = next(iter(self._idle))
+        del self._idle[first], self.plans[first], self._members[first]
+        self._groups.pop(first, None)
+        return self._lists.unfollow(list_name(REACTIONS, first))
+
+    def _adopt(self, topic: str, record: Record, now: float, effects: list[Effect]) -> None:
+        identifier = _subscription_of(record.record)
+        members = self._members[topic]
+        known = members.get(identifier)
+        if identifier < 0 or (identifier in self._targets and known is None):
+            return
+        if isinstance(known, Chain) and known.record == record.value:
+            return
+        if isinstance(known, Target):
+            # The record of a plain subscriber is never changed.
+            return
+        try:
+            reaction = decode_reaction(record.value)
+        except RemoteProtocolError:
+            # A reaction that nobody here understands is the business of its owner, not of the publisher.
+            return
+        if _is_plain(reaction):
+            if known is None:
+                target = self._new_target(topic, identifier, reaction)
+                members[identifier] = target
+                effects.append(Introduce(reaction.target))
+                if reaction.overflow == PULL or reaction.history:
+                    self._introduce(topic, target, reaction, now, effects)
+            return
+        chain = Chain(identifier, topic, reaction, record.value, bool(record.owner))
+        if known is not None:
+            self._retire(known, now, effects)
+            chain.target = known.target
+            if known.reaction.limit == reaction.limit:
+                chain.passed = known.passed
+        members[identifier] = chain
+        effects.append(Introduce(reaction.target))
+        self._equip(chain, effects)
+        if chain.target is None and chain.delivers:
+            chain.target = self._new_target(topic, identifier, reaction)
+            if reaction.ack:
+                chain.target.lost = []
+            if reaction.overflow == PULL or reaction.numbered or reaction.history:
+                self._introduce(topic, chain.target, reaction, now, effects)
+        if reaction.group:
+            groups = self._groups.setdefault(topic, {})
+            if reaction.group not in groups:
+                groups[reaction.group] = Group(topic, reaction.group)
+
+    def _equip(self, chain: Chain, effects: list[Effect]) -> None:
+        """See to what a new chain needs, or say why it cannot be run."""
+        if chain.timed:
+            self._timed.append(chain)
+        if chain.refused:
+            self._passage.fail(chain, -1, Item((), {}), "ValueError", chain.refused, effects)
+            return
+        for code in chain.codes():
+            self._passage.ask(code, chain, effects)
+
+    def _new_target(self, topic: str, identifier: RequestId, reaction: Reaction) -> Target:
+        target = Target(topic, identifier, reaction.target, reaction.capacity, reaction.overflow)
+        target.users = 1
+        self._targets[identifier] = target
+        return target
+
+    def _introduce(self, topic: str, target: Target, reaction: Reaction, now: float, effects: list[Effect]) -> None:
+        """Say that messages come from here, from which number on, and send what is kept for newcomers."""
+        numbers = self._publication.numbers
+        kept: list[tuple[int, bytes]] = []
+        if reaction.history:
+            for member in self._members[topic].values():
+                if isinstance(member, Chain) and member.keeper is not None:
+                    kept += member.keeper.last(reaction.history, now)
+        first = kept[0][0] if kept else numbers.get(topic, 0) + 1
+        effects.append(Send(target.peer, Deliver(target.subscription, topic, [], 0, [first])))
+        for number, body in kept:
+            # They take no room from those that come: as if each had a publisher that waits.
+            if target.credit <= 0 or target.queue:
+                target.enqueue(body, True, number if reaction.numbered else 0)
+            elif target.add(body, effects, number if reaction.numbered else 0):
+                self._collected.append(target)
+
+    def _fill_groups(self, topic: str, now: float, effects: list[Effect]) -> None:
+        """Messages of a class that wait for a member get one, if there is one now; classes without anything go."""
+        groups = self._groups.get(topic)
+        if not groups:
+            return
+        for name, group in list(groups.items()):
+            while group.waiting and group.active:
+                number, body = group.waiting.popleft()
+                self._publication.again(group, number, body, now, effects)
+            if not group.members and not group.waiting and not group.open:
+                del groups[name]
+        if not groups:
+            del self._groups[topic]
+
+    # ── ends ──
+
+    def _remove(self, topic: str, identifier: RequestId, now: float, effects: list[Effect]) -> None:
+        """A reaction's record is gone: from here on nothing of it happens."""
+        member = self._members[topic].pop(identifier, None)
+        if member is None:
+            return
+        if isinstance(member, Target):
+            self._finish(member, effects)
+            return
+        chain: Chain = member
+        self._retire(chain, now, effects)
+        if chain.target is not None:
+            self._finish(chain.target, effects)
+        self._passage.clean_up(chain, now, effects)
+        self._leave_group(chain, now, effects)
+
+    def _retire(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        """A chain is at its end, or is replaced: what is under way in it goes no further."""
+        chain.removed = True
+        self._passage.drop_stalled(chain, now, effects)
+        if chain in self._timed:
+            self._timed.remove(chain)
+        if chain.host is not None:
+            self._finish(chain.host, effects)
+            chain.host = None
+
+    def _leave_group(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        group = self._groups.get(chain.topic, {}).get(chain.reaction.group)
+        if group is None:
+            return
+        left = group.left_by(chain.id)
+        if chain in group.members:
+            group.members.remove(chain)
+        for number, body in left:
+            self._publication.again(group, number, body, now, effects)
+
+    def _finish(self, target: Target, effects: list[Effect]) -> None:
+        """No more messages for a target."""
+        target.users -= 1
+        if target.users > 0:
+            return
+        if target.bodies:
+            effects.append(target.take())
+        target.leave_out(len(target.queue))
+        effects.append(Send(target.peer, Delivered(target.subscription, target.dropped)))
+        self._drop(target, effects)
+
+    def _drop(self, target: Target, effects: list[Effect]) -> None:
+        """Forget a target; whoever waits for room there waits no longer."""
+        self._targets.pop(target.subscription, None)
+        waited = bool(target.queue)
+        target.clear()
+        if waited and target.overflow == BLOCK:
+            effects.append(RoomMade(target.subscription, target.number))
+
+    def _on_gone(self, peer: PeerId, incarnation: int, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        for topic in list(self._members):
+            members = self._members.get(topic, {})
+            # A newer incarnation may have subscribed before the end of this one was noticed.
+            ended = [identifier for identifier, it in members.items() if _belongs(it, peer, incarnation)]
+            for identifier in ended:
+                # The hub removes the record as well; until then nothing is to pile up for nobody.
+                member = members.pop(identifier)
+                target = member if isinstance(member, Target) else member.target
+                if target is not None:
+                    target.users -= 1
+                    self._drop(target, effects)
+                if isinstance(member, Chain):
+                    self._retire(member, now, effects)
+                    self._passage.clean_up(member, now, effects)
+            if ended:
+                effects += self._set_plan(topic)
+                self._left_groups(topic, now, effects)
+        self._hosts_gone(peer, now, effects)
+        return self._finish_turn(effects)
+
+    def _left_groups(self, topic: str, now: float, effects: list[Effect]) -> None:
+        """Members of classes are gone: what they left unfinished goes to others."""
+        for group in list(self._groups.get(topic, {}).values()):
+            ids = {member.id for member in group.members}
+            for identifier in {it[0] for it in group.open.values()} - ids:
+                for number, body in group.left_by(identifier):
+                    self._publication.again(group, number, body, now, effects)
+
+    def _hosts_gone(self, peer: PeerId, now: float, effects: list[Effect]) -> None:
+        """A peer that ran reactions for us is gone, or one for which we did."""
+        if self._helper is not None and self._helper.peer == peer:
+            self._helper = None
+        for members in self._members.values():
+            for member in members.values():
+                if isinstance(member, Chain) and member.host is not None and member.host.peer == peer:
+                    self._drop(member.host, effects)
+                    member.host = None
+        for key in [key for key in self._guests if key[0] == peer]:
+            self._end_guest(key, now, effects)
+
+    # ── hosting ──
+
+    def _on_host(self, peer: PeerId, message: HostReaction, now: float) -> list[Effect]:
+        """A publisher has this process run a reaction's operations."""
+        key = (peer, message.subscription)
+        identifier = RequestId(-message.subscription)
+        if identifier <= 0 or key in self._guests or len(self._guests) >= GUESTS_MAX:
+            return []
+        try:
+            reaction = decode_reaction(message.reaction)
+        except RemoteProtocolError:
+            return []
+        effects: list[Effect] = [Introduce(reaction.target)]
+        chain = Chain(identifier, message.topic, reaction, message.reaction, True, max(0, message.step))
+        chain.publisher = peer
+        self._guests[key] = chain
+        if chain.delivers:
+            target = self._targets.get(identifier)
+            if target is None:
+                target = self._new_target(message.topic, identifier, reaction)
+            else:
+                target.users += 1
+            chain.target = target
+        self._equip(chain, effects)
+        return effects
+
+    def _on_hosted(self, chain: Chain, message: Deliver, now: float) -> list[Effect]:
+        effects: list[Effect] = []
+        numbers = message.numbers
+        for at, body in enumerate(message.bodies):
+            number = numbers[at] if at < len(numbers) else 0
+            self._publication.host(chain, number, body, message.again, now, effects)
+        return self._finish_turn(effects)
+
+    def _end_guest(self, key: tuple[PeerId, RequestId], now: float, effects: list[Effect]) -> None:
+        chain = self._guests.pop(key)
+        self._passage.flush(chain, now, effects)
+        self._retire(chain, now, effects)
+        if chain.target is not None:
+            self._finish(chain.target, effects)
+        self._passage.clean_up(chain, now, effects)
+
+    # ── messages ──
+
+    def _on_message(self, peer: PeerId, message: Message, now: float) -> list[Effect]:
+        if type(message) is Deliver:
+            if message.subscription in self._subscriptions:
+                return [
+                    Arrived(
+                        message.subscription, peer, message.topic, message.bodies, message.dropped, message.numbers,
+                        message.again, message.publisher,
+                    )
+                ]  # fmt: skip
+            chain = self._guests.get((peer, message.subscription)) if self._guests else None
+            return self._on_hosted(chain, message, now) if chain is not None else []
+        if type(message) is Consumed:
+            target = self._targets.get(message.subscription)
+            if target is None or target.peer != peer:
+                return []
+            target.give(message.count)
+            return self._drain(target)
+        if type(message) is Acknowledge:
+            return self._on_acknowledged(peer, message)
+        if type(message) is Delivered:
+            key = (peer, message.subscription)
+            if key in self._guests:
+                effects: list[Effect] = []
+                self._end_guest(key, now, effects)
+                return self._finish_turn(effects)
+            return [PublisherEnded(message.subscription, peer, message.dropped)]
+        if type(message) is HostReaction:
+            return self._on_host(peer, message, now)
+        if type(message) is CodeGiven:
+            if peer != self._lists.hub:
+                return []
+            effects = []
+            self._passage.on_code(message.code, now, effects)
+            return self._finish_turn(effects)
+        if type(message) is ReactionFailed or type(message) is ReactionStopped:
+            return [ReactionReported(peer, message)]
+        return []
+
+    def _on_acknowledged(self, peer: PeerId, message: Acknowledge) -> list[Effect]:
+        target = self._targets.get(message.subscription)
+        if target is None or target.peer != peer:
+            return []
+        chain = self._members.get(target.topic, {}).get(target.subscription)
+        if isinstance(chain, Chain):
+            group = self._groups.get(chain.topic, {}).get(chain.reaction.group)
+            if group is not None:
+                for number in message.numbers:
+                    group.close(chain.id, number)
+        target.give(len(message.numbers))
+        return self._drain(target)
 
     def _drain(self, target: Target) -> list[Effect]:
         """Send what waits for credit, as far as there is some."""
@@ -245,120 +776,11 @@ class Messaging:
         number = 0
         # What was collected had its credit before, and comes first.
         while target.queue and target.credit > 0:
-            number, body, _ = target.queue.popleft()
-            target.add(body, effects)
+            number = target.next_waiting(effects)
         effects.append(target.take())
         if target.overflow == BLOCK:
             effects.append(RoomMade(target.subscription, number))
         return effects
-
-    # ── the publisher's side ──
-
-    def on_replica(self, topic: str, replica: Replica, change: RecordPut | RecordDeleted | None) -> list[Effect]:
-        """The reactions of a topic published here changed."""
-        effects: list[Effect] = []
-        present = self.plans.get(topic)
-        if present is None and topic not in self._early:
-            # Somebody here looks at this list, and nobody publishes.
-            return []
-        old = {target.subscription: target for target in present or ()}
-        if isinstance(change, RecordDeleted):
-            target = old.pop(_subscription_of(change.record), None)
-            if target is not None:
-                effects += self._finish(target)
-        elif isinstance(change, RecordPut):
-            effects += self._adopt(topic, change.record.record, change.record.value, old)
-        else:
-            for identifier in set(old) - {_subscription_of(name) for name in replica.records}:
-                effects += self._finish(old.pop(identifier))
-            for name, record in replica.records.items():
-                effects += self._adopt(topic, name, record.value, old)
-        effects += self._set_plan(topic, tuple(old.values()))
-        if present is None:
-            for body in self._early.pop(topic, ()):
-                effects += self.publish(topic, body)
-            effects += self.collect()
-            left_out = self._early_dropped.pop(topic, 0)
-            for target in old.values():
-                target.leave_out(left_out)
-            effects.append(PlanReady(topic))
-        return effects
-
-    def on_refused(self, topic: str, code: str, text: str) -> list[Effect]:
-        """The hub does not let us follow this topic's reactions: nothing can be published on it."""
-        self.dropped_early += len(self._early.pop(topic, ()))
-        self._early_dropped.pop(topic, None)
-        return []
-
-    def _set_plan(self, topic: str, plan: tuple[Target, ...]) -> list[Effect]:
-        self.plans[topic] = plan
-        if plan:
-            self._idle.pop(topic, None)
-            return []
-        self._idle.setdefault(topic)
-        if len(self._idle) <= IDLE_MAX:
-            return []
-        first = next(iter(self._idle))
-        del self._idle[first], self.plans[first]
-        return self._lists.unfollow(list_name(REACTIONS, first))
-
-    def _adopt(self, topic: str, name: str, value: bytes, into: dict[RequestId, Target]) -> list[Effect]:
-        identifier = _subscription_of(name)
-        if identifier < 0 or identifier in self._targets:
-            return []
-        try:
-            reaction = decode_reaction(value)
-        except RemoteProtocolError:
-            # A reaction that nobody here understands is the business of its owner, not of the publisher.
-            return []
-        if reaction.operations != JUST_DELIVER:
-            return []
-        target = Target(topic, identifier, reaction.target, reaction.capacity, reaction.overflow)
-        into[identifier] = self._targets[identifier] = target
-        return [Introduce(reaction.target)]
-
-    def _finish(self, target: Target) -> list[Effect]:
-        effects: list[Effect] = [target.take()] if target.bodies else []
-        target.leave_out(len(target.queue))
-        return [*effects, Send(target.peer, Delivered(target.subscription, target.dropped)), *self._drop(target)]
-
-    def _drop(self, target: Target) -> list[Effect]:
-        """Forget a target; whoever waits for room there waits no longer."""
-        self._targets.pop(target.subscription, None)
-        waited = bool(target.queue)
-        target.queue.clear()
-        target.bodies = []
-        target.bodies_bytes = 0
-        return [RoomMade(target.subscription, target.number)] if waited and target.overflow == BLOCK else []
-
-    def _on_gone(self, peer: PeerId, incarnation: int) -> list[Effect]:
-        effects: list[Effect] = []
-        for topic, plan in list(self.plans.items()):
-            # A newer incarnation may have subscribed before the end of this one was noticed.
-            ended = [target for target in plan if target.peer == peer and target.incarnation <= incarnation]
-            if ended:
-                # The hub removes the record as well; until then nothing is to pile up for nobody.
-                for target in ended:
-                    effects += self._drop(target)
-                effects += self._set_plan(topic, tuple(target for target in plan if target not in ended))
-        return effects
-
-    # ── messages ──
-
-    def _on_message(self, peer: PeerId, message: Message) -> list[Effect]:
-        if type(message) is Deliver:
-            if message.subscription not in self._subscriptions:
-                return []
-            return [Arrived(message.subscription, peer, message.topic, message.bodies, message.dropped)]
-        if type(message) is Consumed:
-            target = self._targets.get(message.subscription)
-            if target is None or target.peer != peer:
-                return []
-            target.credit = min(target.capacity, target.credit + max(0, message.count))
-            return self._drain(target)
-        if type(message) is Delivered:
-            return [PublisherEnded(message.subscription, peer, message.dropped)]
-        return []
 
     def _on_took(self, event: Took) -> list[Effect]:
         # Whoever reads tells of many at once: a message each would cost more than reading.
@@ -367,26 +789,54 @@ class Messaging:
         return [Send(event.publisher, Consumed(event.subscription, event.count))]
 
     def next_deadline(self) -> float | None:
-        """Never: only events change anything here."""
-        return None
+        """When a window ends, or code is to be looked at."""
+        if not self._timed and not self._passage.busy:
+            return None
+        return self._passage.next_deadline(self._timed)
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
         assert list(self._idle) == [topic for topic in self._idle if self.plans.get(topic) == ()]
         assert len(self._idle) <= IDLE_MAX
-        for topic, plan in self.plans.items():
-            assert plan or topic in self._idle
+        assert set(self.plans) == set(self._members)
+        assert set(self.complex) <= set(self.plans)
+        for topic, members in self._members.items():
+            assert members or topic in self._idle or topic in self._groups
             assert topic not in self._early
-            for target in plan:
-                assert target.topic == topic
-                assert self._targets[target.subscription] is target
-                assert 0 <= target.credit <= target.capacity
-                assert not target.queue or target.credit == 0
-                assert not target.bodies or target in self._collected
-                assert target.bodies_bytes == sum(map(len, target.bodies))
-                assert sum(not waited for _, _, waited in target.queue) <= max(target.capacity, 1)
-                numbers = [number for number, _, _ in target.queue]
-                assert numbers == sorted(numbers) and all(number <= target.number for number in numbers)
+            for identifier, member in members.items():
+                target = member if isinstance(member, Target) else member.target
+                if target is not None:
+                    assert target.topic == topic
+                    assert self._targets[identifier] is target
+        for target in self._targets.values():
+            target.check_invariants()
+            assert not target.bodies or target in self._collected
+        for groups in self._groups.values():
+            for group in groups.values():
+                group.check_invariants()
+        self._passage.check_invariants()
+
+
+def _is_plain(reaction: Reaction) -> bool:
+    """Whether it does nothing but deliver every message as it is."""
+    return (
+        reaction.operations == JUST_DELIVER
+        and not reaction.numbered
+        and not reaction.priority
+        and not reaction.limit
+        and not reaction.group
+        and not reaction.suspended
+        and reaction.cleanup is None
+        and reaction.place == AT_PUBLISHER
+    )
+
+
+def _belongs(member: Any, peer: PeerId, incarnation: int) -> bool:
+    """Whether a reaction ends with this incarnation of a peer."""
+    if isinstance(member, Target):
+        return member.peer == peer and member.incarnation <= incarnation
+    owner = member.reaction.target
+    return bool(owner.peer == peer and owner.incarnation <= incarnation and (member.owned or member.target is not None))
 
 
 def _subscription_of(record: str) -> RequestId:
@@ -394,3 +844,6 @@ def _subscription_of(record: str) -> RequestId:
     if not record.isascii() or not record.isdigit() or len(record) > 19 or int(record) >= 1 << 63:
         return RequestId(-1)
     return RequestId(int(record))
+
+
+__all__ = ["BODIES_BYTES_MAX", "BODIES_MAX", "EARLY_MAX", "IDLE_MAX", "Messaging", "Target"]

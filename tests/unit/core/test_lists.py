@@ -74,7 +74,7 @@ class Watcher:
     def __init__(self) -> None:
         self.refused: list[tuple[str, str, str]] = []
 
-    def on_replica(self, topic: str, replica: Replica, change: object) -> list[Effect]:
+    def on_replica(self, topic: str, replica: Replica, change: object, now: float) -> list[Effect]:
         return []
 
     def on_refused(self, topic: str, code: str, text: str) -> list[Effect]:

@@ -18,6 +18,7 @@ from raskid.protocol.messages import (
     Consumed,
     Deliver,
     Delivered,
+    HostReaction,
     ListState,
     PeerRef,
     Record,
@@ -120,8 +121,14 @@ def test_a_record_whose_name_is_no_id_is_left_out(name: str) -> None:
     assert Publisher(record(name=name)).publish(b"1") == []
 
 
-def test_an_operation_that_is_not_known_is_left_out() -> None:
-    assert Publisher(record(op="explode")).publish(b"1") == []
+def test_an_operation_that_is_not_known_is_handed_on_to_the_owner() -> None:
+    publisher = Publisher(one := record(op="explode"))
+    effects = publisher.messaging.handle(Publish("t", b"1"), 0.0)
+    assert effects == [
+        Introduce(READER),
+        Send(READER.peer, HostReaction(RequestId(-5), "t", one.value, 0)),
+        Send(READER.peer, Deliver(RequestId(-5), "t", [b"1"])),
+    ]
 
 
 def test_a_list_that_is_only_looked_at_makes_no_plan() -> None:

@@ -1,0 +1,141 @@
+"""Classes of reactions: of their members, one gets each message.
+
+With acknowledgement a message belongs to the member that got it until that says it is done; when the member goes
+before, the message goes to another one under the same number. While there is no other it waits here, up to
+`WAITING_MAX` messages, and goes to the next member that comes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from raskid.core.chains import Chain
+from raskid.model.ids import RequestId
+from raskid.protocol.reactions import BY_METRIC, BY_VALUE, LEAST_LOADED, RANDOM
+
+#: Messages of one class that wait for a member, at one publisher.
+WAITING_MAX = 10_000
+
+
+class Group:
+    """The members of one class of a topic's reactions, at one publisher."""
+
+    __slots__ = ("ack", "dropped", "members", "name", "open", "topic", "turn", "waiting")
+
+    def __init__(self, topic: str, name: str) -> None:
+        self.topic = topic
+        self.name = name
+        self.members: list[Chain] = []
+        self.turn = 0
+        self.ack = False
+        #: Number of a message that is not acknowledged yet → who has it, and what it is.
+        self.open: dict[int, tuple[RequestId, bytes]] = {}
+        #: Messages that their member left unfinished while there was no other.
+        self.waiting: deque[tuple[int, bytes]] = deque()
+        self.dropped = 0
+
+    @property
+    def priority(self) -> int:
+        """The highest of its members'."""
+        return max(member.reaction.priority for member in self.members)
+
+    @property
+    def choice(self) -> str:
+        """How members are chosen: as the oldest says."""
+        return self.members[0].reaction.choice
+
+    @property
+    def active(self) -> list[Chain]:
+        """Members that messages can go to."""
+        return [member for member in self.members if member.active and not member.refused]
+
+    def metric_of(self) -> Chain | None:
+        """The member whose metric decides; None where the choice needs no code."""
+        oldest = self.members[0]
+        return oldest if oldest.reaction.choice == BY_METRIC and oldest.reaction.metric is not None else None
+
+    def choose(self, draw: Callable[[int], int]) -> Chain | None:
+        """The member that gets the next message.
+
+        Args:
+            draw: Gives a number from 0 to below its argument, by chance.
+        Source:
+            "Least loaded" takes the better of two drawn by chance; Mitzenmacher 2001, "The Power of Two Choices".
+        """
+        active = self.active
+        if not active:
+            return None
+        choice = self.choice
+        if choice == RANDOM:
+            return active[draw(len(active))]
+        if choice == LEAST_LOADED and len(active) > 1:
+            first = draw(len(active))
+            second = (first + 1 + draw(len(active) - 1)) % len(active)
+            one, other = active[first], active[second]
+            return other if other.load < one.load else one
+        if choice == BY_VALUE:
+            values = [member.reaction.value for member in active]
+            if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+                return self._lowest(active, values)
+        return self._next(active)
+
+    def _next(self, active: list[Chain]) -> Chain:
+        self.turn += 1
+        return active[(self.turn - 1) % len(active)]
+
+    def _lowest(self, active: list[Chain], values: list[Any]) -> Chain:
+        """The one of the lowest value; in turn where several have it."""
+        least = min(values)
+        return self._next([member for member, value in zip(active, values, strict=True) if value == least])
+
+    def choose_by(self, asked: list[Chain], values: list[Any]) -> Chain | None:
+        """The member for which a metric gave the least, of those that are still here.
+
+        Raises:
+            TypeError: The metric gave something that cannot be compared.
+        """
+        left = [(member, value) for member, value in zip(asked, values, strict=True) if member.active]
+        for _, value in left:
+            # NaN compares with nothing.
+            if isinstance(value, bool) or not value <= value:
+                raise TypeError(f"the metric of class {self.name!r} gave {value!r:.60}; expected a number")
+        if not left:
+            active = self.active
+            return self._next(active) if active else None
+        return self._lowest([member for member, _ in left], [value for _, value in left])
+
+    # ── acknowledgement ──
+
+    def hold(self, member: Chain, number: int, body: bytes) -> None:
+        """A member gets a message that it has to acknowledge."""
+        self.open[number] = (member.id, body)
+
+    def close(self, member: RequestId, number: int) -> None:
+        """A message is done, for the member that has it; an earlier one is not asked any more."""
+        held = self.open.get(number)
+        if held is not None and held[0] == member:
+            del self.open[number]
+
+    def left_by(self, member: RequestId) -> list[tuple[int, bytes]]:
+        """What a member that has gone left unfinished, in order; from now on it is nobody's."""
+        left = sorted((number, it[1]) for number, it in self.open.items() if it[0] == member)
+        for number, _ in left:
+            del self.open[number]
+        return left
+
+    def wait(self, number: int, body: bytes) -> None:
+        """There is no member for a message."""
+        self.waiting.append((number, body))
+        if len(self.waiting) > WAITING_MAX:
+            self.waiting.popleft()
+            self.dropped += 1
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state contradicts itself."""
+        ids = [member.id for member in self.members]
+        assert len(set(ids)) == len(ids)
+        assert all(it[0] in ids for it in self.open.values()), (self.open, ids)
+        assert not self.waiting or not self.active
+        assert len(self.waiting) <= WAITING_MAX

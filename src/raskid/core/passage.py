@@ -1,0 +1,518 @@
+"""The way of messages through chains: operations one after the other, code off this thread, failures to the owner.
+
+A chain that comes to code asks for it with `RunCode` and goes on when `CodeRan` answers; meanwhile other reactions, and
+other messages, go their way. Jobs run in the order in which they were asked for, so that messages of one publisher come
+out of a chain in the order in which they went in.
+
+An operation that raises ends its message's way through that chain. The owner is told, with the message; after
+`FAILURES_MAX` in a row nothing goes through the chain here any more until the owner says so.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from raskid.core.chains import (
+    CODE,
+    CONSUME,
+    DELIVER,
+    FAILURES_MAX,
+    FORWARD,
+    HAND_ON,
+    KEEP,
+    SET,
+    Chain,
+    Item,
+    Passing,
+    Stage,
+    describe,
+    result_item,
+)
+from raskid.core.effects import CheckCode, Effect, ReactionReported, RunCode, Send
+from raskid.core.events import CodeRan
+from raskid.core.groups import Group
+from raskid.core.lists import Lists
+from raskid.model.errors import RemoteProtocolError, ValueNotSendable
+from raskid.model.ids import CodeId, PeerId, RequestId
+from raskid.protocol.messages import (
+    AnyMessage,
+    AskCode,
+    Code,
+    ReactionFailed,
+    ReactionStopped,
+    RequestRefused,
+)
+from raskid.protocol.values import encode_value
+
+if TYPE_CHECKING:
+    from raskid.core.messaging import Messaging
+
+#: Code objects that are kept although no reaction here names them.
+CODES_MAX = 256
+#: Messages of one chain that wait for its code, or for its host.
+STALLED_MAX = 1000
+#: And how long they do, in seconds.
+STALLED_S = 10.0
+#: A message that failed is sent along when it is no longer than this.
+BODY_BYTES_MAX = 64 * 1024
+TEXT_CHARS_MAX = 4000
+#: A cell's value, as the hub takes it.
+VALUE_BYTES_MAX = 256 * 1024
+
+
+class Job:
+    """Code that runs for a chain."""
+
+    __slots__ = ("at", "chain", "item", "members", "passing")
+
+    def __init__(self, chain: Chain, at: int, item: Item, passing: Passing | None, members: list[Chain] | None) -> None:
+        self.chain = chain
+        #: The number of the stage; -1 for a clean-up, whose result nobody wants.
+        self.at = at
+        self.item = item
+        self.passing = passing
+        #: Whom a metric is asked about; None for an operation of the chain.
+        self.members = members
+
+
+class _Slot:
+    """The last value for a cell, while the one before it is on its way to the hub."""
+
+    __slots__ = ("chain", "value")
+
+    def __init__(self) -> None:
+        self.value: bytes | None = None
+        self.chain: Chain | None = None
+
+
+class Passage:
+    """Takes messages through the chains of one process."""
+
+    def __init__(self, lists: Lists, out: Messaging, where: str = "") -> None:
+        self._lists = lists
+        self._out = out
+        #: How failures name this process.
+        self.where = where
+        self.codes: dict[CodeId, Code] = {}
+        #: Code objects that were asked for, and for each the chains with messages that wait for it.
+        self._asked: dict[CodeId, list[Chain]] = {}
+        self._jobs: dict[int, Job] = {}
+        self._job = 0
+        self._check_at = 0.0
+        #: Chains in which messages wait.
+        self._stalled: dict[RequestId, Chain] = {}
+        #: (list, record) → what is to be set there next.
+        self._slots: dict[tuple[str, str], _Slot] = {}
+        #: Values of cells that were replaced by a later one before the hub had them.
+        self.skipped = 0
+
+    # ── one message, one chain ──
+
+    def walk(
+        self, chain: Chain, at: int, item: Item, passing: Passing | None, now: float, effects: list[Effect]
+    ) -> None:
+        """Take a message through the rest of a chain, until its end or until it has to wait."""
+        stages = chain.stages
+        count = len(stages)
+        admitted = False
+        while at < count and chain.active:
+            stage = stages[at]
+            try:
+                step = stage.step
+                if step is not None:
+                    args, fields = item.values()
+                    took = step.take(args, fields, now)
+                    if took is None:
+                        break
+                    if took[0] is not args or took[1] is not fields:
+                        item = Item(took[0], took[1])
+                elif stage.op == CODE or stage.op == HAND_ON:
+                    if not admitted and stage.op == HAND_ON and not self._admit(chain, effects):
+                        break
+                    if not self._leave(chain, at, item, passing, now, effects):
+                        return
+                    if stage.op == HAND_ON:
+                        chain.failures = 0
+                    break
+                else:
+                    if not admitted:
+                        admitted = self._admit(chain, effects)
+                        if not admitted:
+                            break
+                    self._act(chain, stage, item, passing, now, effects)
+            except Exception as error:
+                # Values come from users, and have methods of their own: they may raise anything.
+                self.fail(chain, at, item, type(error).__name__, str(error), effects)
+                break
+            at += 1
+        else:
+            if at >= count and chain.active:
+                if not admitted:
+                    self._admit(chain, effects)
+                chain.failures = 0
+        self._out.ended(chain, passing, now, effects)
+
+    def _admit(self, chain: Chain, effects: list[Effect]) -> bool:
+        """Count a message that has come through; False when the reaction's limit is reached."""
+        limit = chain.reaction.limit
+        if limit and chain.passed >= limit:
+            return False
+        chain.passed += 1
+        if chain.passed == limit:
+            # What is under way in its code still comes this far, and no further.
+            effects.append(Send(chain.reaction.target.peer, ReactionStopped(chain.id, chain.passed)))
+        return True
+
+    def _act(
+        self, chain: Chain, stage: Stage, item: Item, passing: Passing | None, now: float, effects: list[Effect]
+    ) -> None:
+        op = stage.op
+        if op == DELIVER:
+            if chain.target is not None:
+                self._out.deliver(chain, chain.target, item, passing, effects)
+        elif op == CONSUME:
+            if passing is not None:
+                passing.consumed = True
+        elif op == FORWARD:
+            self._out.forward(stage.operation.args[0], item, passing, now, effects)
+        elif op == SET:
+            permanent = bool(stage.operation.fields.get("permanent", False))
+            self._set(chain, stage.operation.args[0], stage.operation.args[1], permanent, item, effects)
+        elif op == KEEP and chain.keeper is not None:
+            chain.keeper.store(passing.number if passing is not None else 0, item.encoded(), now)
+
+    # ── code and hosts ──
+
+    def _leave(
+        self, chain: Chain, at: int, item: Item, passing: Passing | None, now: float, effects: list[Effect]
+    ) -> bool:
+        """Let code, or another peer, have a message; True when it has left this process for good."""
+        stage = chain.stages[at]
+        if stage.op == HAND_ON:
+            if not chain.stalled and self._out.hand_on(chain, item, passing, effects):
+                return True
+        else:
+            code = self.codes.get(stage.code)
+            if code is not None and not chain.stalled:
+                self._start(chain, at, item, passing, code, now, effects)
+                return False
+        if len(chain.stalled) >= STALLED_MAX:
+            raise RemoteProtocolError(f"more than {STALLED_MAX:,} messages wait for {describe(stage.operation)}")
+        if not chain.stalled:
+            chain.stalled_until = now + STALLED_S
+            self._stalled[chain.id] = chain
+        chain.stalled.append((at, item, passing))
+        if passing is not None:
+            passing.pending += 1
+        if stage.op == CODE:
+            self.ask(stage.code, chain, effects)
+        return False
+
+    def _start(
+        self, chain: Chain, at: int, item: Item, passing: Passing | None, code: Code, now: float,
+        effects: list[Effect],
+    ) -> None:  # fmt: skip
+        stage = chain.stages[at]
+        args, fields = item.values()
+        call = ((*args, *stage.args), {**fields, **stage.fields} if stage.fields else fields)
+        self._run(Job(chain, at, item, passing, None), code, [call], chain.reaction.seconds, now, effects)
+        chain.jobs += 1
+        if passing is not None:
+            passing.pending += 1
+
+    def _run(
+        self, job: Job, code: Code, calls: list[tuple[tuple[Any, ...], dict[str, Any]]], seconds: float, now: float,
+        effects: list[Effect],
+    ) -> None:  # fmt: skip
+        self._job += 1
+        if not self._jobs:
+            self._check_at = now + seconds
+        self._jobs[self._job] = job
+        effects.append(RunCode(self._job, code, calls, seconds))
+
+    def measure(self, group: Group, passing: Passing, now: float, effects: list[Effect]) -> bool:
+        """Ask a class's metric who is to have a message; False when that cannot be asked."""
+        oldest = group.metric_of()
+        if oldest is None or oldest.reaction.metric is None:
+            return False
+        metric = oldest.reaction.metric
+        code = self.codes.get(CodeId(metric.args[0])) if metric.op == CODE and metric.args else None
+        active = group.active
+        if code is None or not active:
+            if code is None:
+                text = f"{describe(metric)} is not here (yet)"
+                self.fail(oldest, -1, passing.item, "LookupError", text, effects)
+            return False
+        bound, named = tuple(metric.fields.get("args", ())), dict(metric.fields.get("fields", {}))
+        try:
+            args, fields = passing.item.values()
+        except RemoteProtocolError as error:
+            self.fail(oldest, -1, passing.item, type(error).__name__, str(error), effects)
+            return False
+        calls = [((member.reaction.value, *args, *bound), {**fields, **named}) for member in active]
+        passing.pending += 1
+        self._run(Job(oldest, -1, passing.item, passing, active), code, calls, oldest.reaction.seconds, now, effects)
+        return True
+
+    def clean_up(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        """Run what is to be run when a reaction is removed."""
+        cleanup = chain.reaction.cleanup
+        if cleanup is None or cleanup.op != CODE or not cleanup.args:
+            return
+        code = self.codes.get(CodeId(cleanup.args[0]))
+        if code is not None:
+            call = (tuple(cleanup.fields.get("args", ())), dict(cleanup.fields.get("fields", {})))
+            job = Job(chain, -1, Item((), {}), None, None)
+            self._run(job, code, [call], chain.reaction.seconds, now, effects)
+
+    def on_code_ran(self, event: CodeRan, now: float, effects: list[Effect]) -> None:
+        """Code is through: go on with its message."""
+        job = self._jobs.pop(event.job, None)
+        if job is None:
+            return
+        chain, passing = job.chain, job.passing
+        if passing is not None:
+            passing.pending -= 1
+        if job.members is not None:
+            assert passing is not None
+            self._chosen(job.members, passing, event, now, effects)
+            return
+        if job.at < 0:
+            if event.error:
+                self.fail(chain, -1, job.item, event.error, event.text, effects)
+            return
+        chain.jobs -= 1
+        if event.error:
+            if not chain.removed:
+                self.fail(chain, job.at, job.item, event.error, event.text, effects)
+        elif chain.active:
+            item = result_item(event.values[0])
+            if item is not None:
+                self.walk(chain, job.at + 1, item, passing, now, effects)
+                return
+            chain.failures = 0
+        self._out.ended(chain, passing, now, effects)
+
+    def _chosen(self, asked: list[Chain], passing: Passing, event: CodeRan, now: float, effects: list[Effect]) -> None:
+        """A metric has answered; where it failed, the next member in turn gets the message."""
+        group: Group = passing.group
+        member: Chain | None = None
+        error, text = event.error, event.text
+        if not error:
+            try:
+                member = group.choose_by(asked, event.values)
+            except Exception as failure:
+                error, text = type(failure).__name__, str(failure)
+        if error:
+            self.fail(asked[0], -1, passing.item, error, text, effects)
+            active = group.active
+            member = group._next(active) if active else None
+        self._out.chosen(group, member, passing, now, effects)
+
+    # ── code objects ──
+
+    def ask(self, code: CodeId, chain: Chain, effects: list[Effect]) -> None:
+        """Have a code object sent here."""
+        if code in self.codes:
+            return
+        waiting = self._asked.get(code)
+        if waiting is None:
+            waiting = self._asked[code] = []
+            effects.append(Send(self._lists.hub, AskCode(code)))
+        if chain not in waiting:
+            waiting.append(chain)
+
+    def add_code(self, code: Code) -> None:
+        """A code object that this process made itself, or was sent."""
+        self.codes[code.code] = code
+
+    def on_code(self, code: Code, now: float, effects: list[Effect]) -> None:
+        """A code object came, or nobody has it."""
+        if code.blob:
+            self.add_code(code)
+        for chain in self._asked.pop(code.code, []):
+            if not code.blob:
+                text = f"nobody in this system has the code object {code.code}"
+                self._fail_stalled(chain, "LookupError", text, now, effects)
+            self.resume(chain, now, effects)
+        if len(self.codes) > CODES_MAX:
+            used = self._out.codes_in_use()
+            for name in [name for name in self.codes if name not in used][: len(self.codes) - CODES_MAX]:
+                del self.codes[name]
+
+    def resume(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        """Go on with messages that waited, as far as what they waited for is here."""
+        self._resume(chain, now, effects)
+        if not chain.stalled:
+            self._stalled.pop(chain.id, None)
+
+    def _resume(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        stalled = chain.stalled
+        while stalled:
+            at, item, passing = stalled[0]
+            stage = chain.stages[at]
+            if stage.op == CODE:
+                code = self.codes.get(stage.code)
+                if code is None:
+                    self.ask(stage.code, chain, effects)
+                    return
+                stalled.popleft()
+                if passing is not None:
+                    passing.pending -= 1
+                if chain.active:
+                    self._start(chain, at, item, passing, code, now, effects)
+                    continue
+            else:
+                if chain.active and not self._out.hand_on(chain, item, passing, effects):
+                    return
+                stalled.popleft()
+                if passing is not None:
+                    passing.pending -= 1
+            self._out.ended(chain, passing, now, effects)
+
+    def _fail_stalled(self, chain: Chain, error: str, text: str, now: float, effects: list[Effect]) -> None:
+        stalled, chain.stalled = chain.stalled, deque()
+        self._stalled.pop(chain.id, None)
+        for at, item, passing in stalled:
+            if passing is not None:
+                passing.pending -= 1
+            if not chain.removed:
+                self.fail(chain, at, item, error, text, effects)
+            self._out.ended(chain, passing, now, effects)
+
+    def drop_stalled(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        """A chain is removed: what waited in it goes no further."""
+        self._fail_stalled(chain, "", "", now, effects)
+
+    # ── failures ──
+
+    def fail(self, chain: Chain, at: int, item: Item, error: str, text: str, effects: list[Effect]) -> None:
+        """Tell a reaction's owner that it failed, with the message that did it."""
+        chain.failures += 1
+        chain.failures_all += 1
+        suspends = not chain.suspended and chain.failures >= FAILURES_MAX
+        if suspends:
+            chain.suspended = True
+        total = chain.failures_all
+        if total > FAILURES_MAX and not suspends and total & (total - 1):
+            # Failures that come and go: the first ones, and then ever fewer.
+            return
+        body = b""
+        try:
+            body = item.encoded()
+        except (ValueNotSendable, TypeError, ValueError):
+            # It never left this process.
+            body = b""
+        message = ReactionFailed(
+            chain.id, chain.topic, at + chain.begin if at >= 0 else at, error[:200], text[:TEXT_CHARS_MAX],
+            body if len(body) <= BODY_BYTES_MAX else b"", total, self.where, suspends,
+        )  # fmt: skip
+        if chain.owned or self._out.is_present(chain.reaction.target.peer):
+            effects.append(Send(chain.reaction.target.peer, message))
+        else:
+            # Its owner has left it here for good: this process is the only one to say it.
+            effects.append(ReactionReported(PeerId(""), message))
+
+    # ── cells ──
+
+    def _set(self, chain: Chain, name: str, record: str, permanent: bool, item: Item, effects: list[Effect]) -> None:
+        """Have the hub set a cell; while it is at it, only the latest of further values is kept."""
+        args, fields = item.values()
+        value = encode_value(args[0] if args else fields)
+        if len(value) > VALUE_BYTES_MAX:
+            raise ValueNotSendable(
+                f"the value for {name!r:.80} takes {len(value):,} bytes; a cell holds {VALUE_BYTES_MAX:,}. Reduce it "
+                "first, or deliver it to a subscriber"
+            )
+        slot = self._slots.get((name, record))
+        if slot is not None:
+            if slot.value is not None:
+                self.skipped += 1
+            slot.value, slot.chain = value, chain
+            return
+        self._slots[(name, record)] = _Slot()
+        self._put(chain, name, record, permanent, value, effects)
+
+    def _put(self, chain: Chain, name: str, record: str, permanent: bool, value: bytes, effects: list[Effect]) -> None:
+        def answered(message: AnyMessage, now: float) -> list[Effect]:
+            more: list[Effect] = []
+            slot = self._slots[(name, record)]
+            if type(message) is RequestRefused:
+                self.fail(chain, -1, Item((), {}), message.code, f"{name!r:.80} was not set: {message.text}", more)
+            later, owner = slot.value, slot.chain
+            if later is None or owner is None:
+                del self._slots[(name, record)]
+            else:
+                slot.value = slot.chain = None
+                self._put(owner, name, record, permanent, later, more)
+            return more
+
+        effects.append(self._lists.put(name, record, value, permanent, answered))
+
+    # ── time ──
+
+    def tick(self, timed: list[Chain], now: float, effects: list[Effect]) -> None:
+        """Time has passed: end the windows of chains that have some, and the patience of what waits."""
+        for chain in list(self._stalled.values()):
+            if now >= chain.stalled_until:
+                stage = chain.stages[chain.stalled[0][0]]
+                what = "a helper" if stage.op == HAND_ON else describe(stage.operation)
+                text = f"{what} was not here within {STALLED_S:g} s"
+                self._fail_stalled(chain, "WaitTimeout", text, now, effects)
+        for chain in timed:
+            for at, stage in enumerate(chain.stages):
+                step = stage.step
+                if step is None or not chain.active:
+                    continue
+                deadline = step.next_deadline()
+                if deadline is not None and now >= deadline:
+                    try:
+                        given = step.tick(now)
+                    except Exception as error:
+                        self.fail(chain, at, Item((), {}), type(error).__name__, str(error), effects)
+                        continue
+                    if given is not None:
+                        self.walk(chain, at + 1, Item(given[0], given[1]), None, now, effects)
+        if self._jobs and now >= self._check_at:
+            job = next(iter(self._jobs))
+            self._check_at = now + max(0.01, min(it.chain.reaction.seconds for it in self._jobs.values()))
+            effects.append(CheckCode(job))
+
+    @property
+    def busy(self) -> bool:
+        """Whether code runs, or messages wait for it."""
+        return bool(self._jobs or self._stalled)
+
+    def next_deadline(self, timed: list[Chain]) -> float | None:
+        """When a window ends, or a job or message that waits is to be looked at."""
+        nearest = self._check_at if self._jobs else None
+        for chain in self._stalled.values():
+            if nearest is None or chain.stalled_until < nearest:
+                nearest = chain.stalled_until
+        for chain in timed:
+            deadline = chain.next_deadline()
+            if deadline is not None and (nearest is None or deadline < nearest):
+                nearest = deadline
+        return nearest
+
+    def flush(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        """Let go what is still collected in a chain's windows."""
+        for at, stage in enumerate(chain.stages):
+            if stage.step is not None and chain.active:
+                try:
+                    given = stage.step.flush()
+                except Exception as error:
+                    self.fail(chain, at, Item((), {}), type(error).__name__, str(error), effects)
+                    continue
+                if given is not None:
+                    self.walk(chain, at + 1, Item(given[0], given[1]), None, now, effects)
+
+    def check_invariants(self) -> None:
+        """Raise AssertionError when the state contradicts itself."""
+        assert all(job <= self._job for job in self._jobs)
+        for chain in self._stalled.values():
+            assert chain.stalled and not chain.removed
+
+
+__all__ = ["CODES_MAX", "STALLED_MAX", "STALLED_S", "Job", "Passage", "RequestId"]

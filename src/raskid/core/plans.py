@@ -1,0 +1,111 @@
+"""What a publisher does with a message of a topic: its reactions, in the order in which they run.
+
+A plan of plain subscribers is a tuple of targets, and nothing here is needed. As soon as one reaction of a topic is
+more than that, the topic has a `Plan`: units by falling priority, and by age where it is the same. A class of reactions
+is one unit, which stands where its member of the highest priority would.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raskid.core.chains import Chain, Passing
+from raskid.core.groups import Group
+from raskid.core.targets import Target
+from raskid.protocol.reactions import PULL
+
+
+class Plan:
+    """The reactions of one topic at its publisher, where they are more than plain subscribers."""
+
+    __slots__ = ("consumes", "encodes", "holds", "numbered", "units")
+
+    def __init__(self, units: list[Any]) -> None:
+        #: Each is a Target, a Chain or a Group.
+        self.units = units
+        self.consumes = False
+        self.holds = False
+        self.numbered = False
+        #: Some unit needs the message as bytes: what cannot be written is the publisher's error.
+        self.encodes = False
+        for unit in units:
+            if isinstance(unit, Target):
+                self.encodes = True
+                continue
+            members = unit.members if isinstance(unit, Group) else [unit]
+            for chain in members:
+                self.consumes = self.consumes or chain.consumes
+                self.holds = self.holds or chain.holds
+                self.numbered = self.numbered or chain.numbered
+                self.encodes = self.encodes or (bool(chain.stages) and chain.delivers and len(chain.stages) == 1)
+            if isinstance(unit, Group):
+                self.holds = self.holds or unit.metric_of() is not None
+                self.encodes = self.encodes or unit.ack
+
+    def wanting(self, now: float) -> list[tuple[Any, int]]:
+        """The units that want the next message, with the stage of each where it begins.
+
+        Nobody has looked at the message yet, so that one which nobody wants need not be made: readers that have not
+        asked, and samples that leave it out, decide by themselves.
+        """
+        if self.consumes:
+            return [(unit, 0) for unit in self.units]
+        found: list[tuple[Any, int]] = []
+        for unit in self.units:
+            begin = 0
+            if isinstance(unit, Target):
+                if unit.overflow == PULL and unit.credit <= 0:
+                    continue
+            elif isinstance(unit, Chain):
+                if not unit.active:
+                    continue
+                if unit.reaction.overflow == PULL and unit.target is not None and unit.target.credit <= 0:
+                    continue
+                if unit.samples:
+                    step = unit.stages[0].step
+                    assert step is not None
+                    if step.take((), {}, now) is None:
+                        continue
+                    begin = 1
+            found.append((unit, begin))
+        return found
+
+
+def arrange(members: list[Any], groups: dict[str, Group]) -> Plan | None:
+    """The plan of a topic; None where all its members are plain subscribers.
+
+    Args:
+        members: Targets and chains, in the order of the topic's list.
+        groups: The topic's classes by name, which get their members here.
+    """
+    for group in groups.values():
+        group.members = []
+    if all(isinstance(member, Target) and member.overflow != PULL for member in members):
+        return None
+    units: list[tuple[int, Any]] = []
+    for member in members:
+        if isinstance(member, Target):
+            units.append((0, member))
+            continue
+        chain: Chain = member
+        if chain.refused or not chain.active:
+            continue
+        name = chain.reaction.group
+        if not name:
+            units.append((chain.reaction.priority, chain))
+            continue
+        group = groups[name]
+        if not group.members:
+            units.append((0, group))
+        group.members.append(chain)
+        group.ack = group.ack or chain.reaction.ack
+    ordered = [(unit.priority if isinstance(unit, Group) else priority, unit) for priority, unit in units]
+    ordered.sort(key=_by_priority)
+    return Plan([unit for _, unit in ordered])
+
+
+def _by_priority(pair: tuple[int, Any]) -> int:
+    return -pair[0]
+
+
+__all__ = ["Passing", "Plan", "arrange"]

@@ -1,0 +1,265 @@
+"""The way of one message through all reactions of its topic, where they are more than plain subscribers.
+
+Reactions run one after the other. Code runs elsewhere, and the next reaction does not wait for it, unless the code
+decides whether there is a next one: whether its chain consumes the message, or which member of a class gets it. Then
+the message waits, and further messages of the topic wait behind it, so that each reaction gets them in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from raskid.core.chains import HOPS_MAX, Chain, Item, Passing
+from raskid.core.effects import Effect, Passed, Send
+from raskid.core.groups import Group
+from raskid.core.passage import Passage
+from raskid.core.plans import Plan
+from raskid.core.targets import Target
+from raskid.model.errors import RemoteProtocolError
+from raskid.protocol.messages import Consumed
+
+if TYPE_CHECKING:
+    from raskid.core.messaging import Messaging
+
+
+class Publication:
+    """Takes the messages of one process through the reactions of their topics."""
+
+    def __init__(self, out: Messaging, passage: Passage, draw: Callable[[int], int]) -> None:
+        self._out = out
+        self._passage = passage
+        self._draw = draw
+        self._message = 0
+        #: Topics whose messages go one after the other, and those that are not through; the first is on its way.
+        self._lines: dict[str, deque[Passing]] = {}
+        #: Topic → the number of its last message, once somebody asked for numbers.
+        self.numbers: dict[str, int] = {}
+
+    def begin(self, topic: str, plan: Plan, waits: bool, now: float) -> Passing | None:
+        """Begin with a message that nobody has looked at; None when nobody wants it."""
+        wanting = plan.wanting(now)
+        if not wanting:
+            return None
+        self._message += 1
+        passing = Passing(self._message, topic, _NOTHING, waits)
+        passing.units = wanting
+        return passing
+
+    def go(self, passing: Passing, item: Item, plan: Plan | None, now: float, effects: list[Effect]) -> None:
+        """Take a message to its reactions.
+
+        Raises:
+            ValueNotSendable: It is to be sent as it is, and cannot be; nothing has happened.
+        """
+        if plan is not None and plan.encodes:
+            item.encoded()
+        passing.item = item
+        topic = passing.topic
+        if plan is not None and plan.numbered:
+            passing.number = self.numbers[topic] = self.numbers.get(topic, 0) + 1
+        line = self._lines.get(topic)
+        if line is not None or (plan is not None and plan.holds):
+            if line is None:
+                line = self._lines[topic] = deque()
+            line.append(passing)
+            if len(line) > 1:
+                return
+        self._run(passing, now, effects)
+
+    def _run(self, passing: Passing, now: float, effects: list[Effect]) -> None:
+        passing.running = True
+        units = passing.units
+        while passing.at < len(units) and not passing.consumed:
+            unit, begin = units[passing.at]
+            passing.at += 1
+            if isinstance(unit, Target):
+                self._out.send(unit, passing.item.encoded(), passing, effects)
+            elif isinstance(unit, Group):
+                self._to_group(unit, passing, now, effects)
+            else:
+                chain: Chain = unit
+                if chain.active:
+                    if chain.holds:
+                        passing.holder = chain
+                    self._passage.walk(chain, begin, passing.item, passing, now, effects)
+            if passing.holder is not None:
+                passing.running = False
+                return
+        passing.at = len(units)
+        passing.running = False
+        self._look(passing, now, effects)
+
+    # ── classes ──
+
+    def _to_group(self, group: Group, passing: Passing, now: float, effects: list[Effect]) -> None:
+        if not group.active:
+            return
+        passing.group = group
+        passing.delivered = False
+        oldest = group.metric_of()
+        if oldest is not None and self._passage.measure(group, passing, now, effects):
+            passing.holder = oldest
+            return
+        self._to_member(group, group.choose(self._draw), passing, now, effects)
+
+    def _to_member(
+        self, group: Group, member: Chain | None, passing: Passing, now: float, effects: list[Effect]
+    ) -> None:
+        ack = group.ack and passing.number > 0
+        if member is None:
+            if ack:
+                group.wait(passing.number, passing.item.encoded())
+            return
+        if ack:
+            group.hold(member, passing.number, passing.item.encoded())
+        if member.holds:
+            passing.holder = member
+        self._passage.walk(member, 0, passing.item, passing, now, effects)
+
+    def chosen(self, group: Group, member: Chain | None, passing: Passing, now: float, effects: list[Effect]) -> None:
+        """A metric has chosen who gets a message."""
+        passing.holder = None
+        passing.running = True
+        self._to_member(group, member, passing, now, effects)
+        passing.running = False
+        if passing.holder is None:
+            self._run(passing, now, effects)
+
+    def again(self, group: Group, number: int, body: bytes, now: float, effects: list[Effect]) -> None:
+        """A message of a class goes to another member, if there is one."""
+        member = group.choose(self._draw)
+        if member is None:
+            group.wait(number, body)
+            return
+        self._message += 1
+        passing = Passing(self._message, group.topic, Item(None, None, body), False)
+        passing.number = number
+        passing.again = True
+        passing.group = group
+        group.hold(member, number, body)
+        passing.running = True
+        self._passage.walk(member, 0, passing.item, passing, now, effects)
+        passing.running = False
+        self._look(passing, now, effects)
+
+    # ── other topics, other processes ──
+
+    def forward(self, topic: str, item: Item, passing: Passing | None, now: float, effects: list[Effect]) -> None:
+        """Publish a message on another topic as well."""
+        hops = 1 if passing is None else passing.hops + 1
+        if hops > HOPS_MAX:
+            raise RemoteProtocolError(
+                f"a message was passed on to {topic!r} after {HOPS_MAX} other topics: links or forwards form a ring. "
+                "Take one of them away, or let a filter end it"
+            )
+        waits = passing is not None and passing.waits
+        targets = self._out.plans.get(topic)
+        if targets is None:
+            self._out.publish_early(topic, item.encoded(), hops, effects)
+            return
+        if not targets:
+            return
+        plan = self._out.complex.get(topic)
+        if plan is None:
+            body = item.encoded()
+            for target in targets:
+                self._out.send(target, body, passing, effects)
+            return
+        child = self.begin(topic, plan, waits, now)
+        if child is None:
+            return
+        child.hops = hops
+        if passing is not None:
+            child.parent = passing
+            passing.pending += 1
+        try:
+            self.go(child, item, plan, now, effects)
+        except BaseException:
+            if passing is not None and child.parent is not None and not child.done:
+                passing.pending -= 1
+                child.parent = None
+            raise
+
+    def early(self, topic: str, body: bytes, hops: int, plan: Plan, now: float, effects: list[Effect]) -> None:
+        """Take a message that was published before its topic's reactions were known."""
+        passing = self.begin(topic, plan, False, now)
+        if passing is not None:
+            passing.hops = hops
+            self.go(passing, Item(None, None, body), plan, now, effects)
+
+    def host(self, chain: Chain, number: int, body: bytes, again: bool, now: float, effects: list[Effect]) -> None:
+        """Take a message of another publisher through a chain that runs here for it."""
+        self._message += 1
+        passing = Passing(self._message, chain.topic, Item(None, None, body), False)
+        passing.number = number
+        passing.again = again
+        passing.publisher = chain.publisher
+        passing.guest = chain
+        passing.running = True
+        if chain.active:
+            self._passage.walk(chain, 0, passing.item, passing, now, effects)
+        passing.running = False
+        self._look(passing, now, effects)
+
+    # ── the end of a message's way ──
+
+    def ended(self, chain: Chain, passing: Passing | None, now: float, effects: list[Effect]) -> None:
+        """A message has come to its end in one chain."""
+        limit = chain.reaction.limit
+        if limit and chain.passed >= limit and not chain.over:
+            chain.over = True
+        if not chain.active and not chain.removed and not chain.publisher:
+            self._out.changed(chain)
+        if passing is None:
+            return
+        group = passing.group
+        if group is not None and group.ack and not passing.delivered and passing.number:
+            # Its member's operations have kept it back, or failed, which its owner knows.
+            group.close(chain.id, passing.number)
+        if passing.holder is chain:
+            passing.holder = None
+            if not passing.running:
+                self._run(passing, now, effects)
+        elif not passing.running:
+            self._look(passing, now, effects)
+
+    def _look(self, passing: Passing, now: float, effects: list[Effect]) -> None:
+        """See whether a message is through."""
+        if passing.done or passing.pending or passing.holder is not None or passing.running:
+            return
+        if passing.at < len(passing.units):
+            return
+        passing.done = True
+        if passing.told:
+            effects.append(Passed(passing.id))
+        guest = passing.guest
+        if guest is not None:
+            guest.due += 1
+        parent = passing.parent
+        if parent is not None:
+            parent.pending -= 1
+            self._look(parent, now, effects)
+        line = self._lines.get(passing.topic)
+        if line and line[0] is passing:
+            line.popleft()
+            if line:
+                self._run(line[0], now, effects)
+            else:
+                del self._lines[passing.topic]
+
+    @staticmethod
+    def credit(chain: Chain, effects: list[Effect]) -> None:
+        """Give a publisher credit for what was hosted for it."""
+        if chain.due:
+            # Under the name that hosting has, see `Messaging.hand_on`.
+            effects.append(Send(chain.publisher, Consumed(_hosting(chain.id), chain.due)))
+            chain.due = 0
+
+
+def _hosting(identifier: int) -> Any:
+    return -identifier
+
+
+_NOTHING = Item((), {})
