@@ -248,6 +248,25 @@ def _message_of(error: BaseException, where: str, what: str) -> str:
     return f"{kind}: {text}"
 
 
+def format_trace(error: BaseException, frames_max: int | None = None) -> str:
+    """The traceback of an error as text, from the first frame of the user's on; never fails.
+
+    Args:
+        error: What was raised.
+        frames_max: So many frames are shown, the innermost; None: all.
+    """
+    try:
+        came_by = error.__traceback__
+        while came_by is not None and came_by.tb_frame.f_globals.get("__name__", "").startswith("raskid.services."):
+            came_by = came_by.tb_next
+        import traceback
+
+        limit = None if frames_max is None else -frames_max
+        return "".join(traceback.format_exception(type(error), error, came_by, limit)).rstrip()
+    except Exception as second:
+        return f"{type(error).__name__} (its traceback cannot be shown: {type(second).__name__})"
+
+
 def dump_error(error: BaseException, where: str, what: str = "the task") -> bytes:
     """Pickle an exception, the text of its traceback, the name of its type and its message; never fails.
 
@@ -258,15 +277,7 @@ def dump_error(error: BaseException, where: str, what: str = "the task") -> byte
         what: The function.
     """
     kind = type(error).__name__
-    try:
-        came_by = error.__traceback__
-        while came_by is not None and came_by.tb_frame.f_globals.get("__name__", "").startswith("raskid.services."):
-            came_by = came_by.tb_next
-        import traceback
-
-        text = "".join(traceback.format_exception(type(error), error, came_by)).rstrip()
-    except Exception as second:
-        text = f"{kind} (its traceback cannot be shown: {type(second).__name__})"
+    text = format_trace(error)
     if len(text) > _TEXT_CHARS_MAX:
         half = _TEXT_CHARS_MAX // 2
         text = f"{text[:half]}\n… ({len(text) - 2 * half:,} characters left out) …\n{text[-half:]}"
