@@ -41,16 +41,14 @@ def check_names(operation: Operation, names: tuple[str, ...]) -> None:
 def check_no_args(operation: Operation) -> None:
     """Refuse arguments by position."""
     if operation.args:
-        raise ValueError(
-            wrong_text(operation.op, "what stands for its arguments by position", "empty", shown(operation.args))
-        )
+        raise ValueError(f"operation {operation.op!r} takes no arguments by position; got {len(operation.args)}")
 
 
 def check_texts(operation: Operation, names: tuple[str, ...]) -> None:
     """So many arguments by position, each of them text."""
     if len(operation.args) != len(names):
-        given = f"{len(operation.args)} of them"
-        raise ValueError(wrong_text(operation.op, "what stands for its arguments", ", ".join(names), given))
+        expected = ", ".join(names)
+        raise ValueError(f"operation {operation.op!r} takes {expected}, by position; got {len(operation.args)} values")
     for name, value in zip(names, operation.args, strict=True):
         if not isinstance(value, str):
             raise TypeError(wrong(operation.op, name, "text", value))
