@@ -161,6 +161,8 @@ class Reactor:
                 pass
         except _TimeIsUp:
             worker.ended = True
+        # It may stand among those that were left behind for long; its job's arguments need not.
+        worker.at = None
 
     def _serve(self, worker: _Worker) -> bool:
         """Take one job from the line and run it; False when this thread is to end.

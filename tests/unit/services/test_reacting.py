@@ -515,6 +515,25 @@ def test_an_idle_thread_keeps_nothing_of_its_last_job(rig):
     assert gone.wait(FAR)
 
 
+def test_a_thread_that_was_left_behind_and_has_ended_keeps_nothing(rig):
+    class Block:
+        pass
+
+    block, begun, gone = Block(), threading.Event(), threading.Event()
+    weakref.finalize(block, gone.set)
+
+    def function(value):
+        begun.set()
+        loop()
+
+    rig.run(function, (block,))
+    del block
+    assert begun.wait(FAR)
+    rig.now += LIMIT_S
+    rig.reactor.check()
+    assert gone.wait(FAR) and rig.answer().error == "TimeLimit"
+
+
 # ── The end ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
