@@ -80,7 +80,9 @@ def to_json(value: Any) -> Any:
             "$array": {"dtype": _dtype_to_json(value), "shape": list(value.shape), "data": _base64(value.tobytes())}
         }
     if np is not None and isinstance(value, np.generic):
-        return {"$scalar": {"dtype": _dtype_to_json(value), "data": _base64(value.tobytes())}}
+        # An array of one has the dtype in full, where that of an empty text says nothing of its size.
+        one = np.array(value, dtype=value.dtype)
+        return {"$scalar": {"dtype": _dtype_to_json(one), "data": _base64(one.tobytes())}}
     raise TypeError(f"JSON lines have no way to write {value!r:.60} of type {kind.__name__}")
 
 
