@@ -1,0 +1,243 @@
+"""`raskid pipe`: programs that know nothing of Raskid but JSON and lines take part in a system."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import psutil
+import pytest
+
+import raskid
+from tests.processes.helpers import wait_for
+
+pytestmark = pytest.mark.slow
+
+COMMAND = [sys.executable, "-W", "error", "-m", "raskid.cli.main", "pipe"]
+LIMIT_S = 20.0
+
+
+def environment(rk: Any) -> dict[str, str]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return {**os.environ, "RASKID_URL": rk.url, "PYTHONPATH": path}
+
+
+class Pipe:
+    """A gateway, and the program at its other ends."""
+
+    def __init__(self, rk: Any) -> None:
+        self.process = subprocess.Popen(
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(rk)
+        )
+        self.watchdog = threading.Timer(LIMIT_S, self.process.kill)
+        self.watchdog.start()
+
+    def say(self, **command: Any) -> None:
+        self.process.stdin.write(json.dumps(command).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> Any:
+        return json.loads(self.process.stdout.readline())
+
+    def ask(self, **command: Any) -> Any:
+        """Say something, and hear the answer, which has to be the next line."""
+        self.say(**command, id="asked")
+        answer = self.hear()
+        assert answer["id"] == "asked" and answer["ok"], answer
+        return answer
+
+    def end(self) -> tuple[int, list[Any], str]:
+        """End its input, and wait for its end: exit code, what it still says, and its errors."""
+        output, errors = self.process.communicate(timeout=LIMIT_S)
+        return self.process.returncode, [json.loads(line) for line in output.splitlines()], errors.decode()
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.watchdog.cancel()
+
+
+def run_shell(rk: Any, text: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of /bin/sh in which `raskid` is the command."""
+    command = " ".join(f"'{part}'" for part in COMMAND[:-1])
+    return subprocess.run(
+        ["/bin/sh", "-c", f'raskid() {{ {command} "$@"; }}\n{text}'], check=False, capture_output=True, text=True,
+        timeout=LIMIT_S, env=environment(rk),
+    )  # fmt: skip
+
+
+#: A program in Python without Raskid: it doubles what it is asked, and publishes what it was asked.
+DOUBLER = """
+import json, subprocess, sys
+gateway = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def say(**command):
+    print(json.dumps(command), file=gateway.stdin, flush=True)
+say(do="serve", service="double", id=1)
+for line in gateway.stdout:
+    event = json.loads(line)
+    if event.get("id") == 1:
+        print("ready", flush=True)
+    elif event.get("event") == "request":
+        say(do="publish", topic="doubled", args=event["args"])
+        say(do="reply", request=event["request"], value=2 * event["args"][0])
+        if event["args"][0] == "end":
+            break
+gateway.stdin.close()
+assert "raskid" not in sys.modules
+sys.exit(gateway.wait())
+"""
+
+
+def test_programs_in_other_languages_take_part(rk: Any) -> None:
+    """1. A program serves requests through its gateway. 2. A shell's script asks it, through another. 3. So does this
+    session, which hears what the program publishes. 4. Told so, the program ends its gateway, and no error is left."""
+    program = subprocess.Popen(
+        [sys.executable, "-c", DOUBLER, *COMMAND], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(rk),
+    )  # fmt: skip
+    watchdog = threading.Timer(LIMIT_S, program.kill)
+    watchdog.start()
+    try:
+        assert program.stdout.readline() == "ready\n", program.stderr.read()
+        with rk.subscribe("doubled") as doubled:
+            script = (
+                """printf '%s\\n' '{"do": "request", "service": "double", "args": [21], "id": "q"}' | raskid pipe"""
+            )
+            done = run_shell(rk, script)
+            assert (json.loads(done.stdout), done.stderr, done.returncode) == (
+                {"id": "q", "ok": True, "value": 42}, "", 0,
+            )  # fmt: skip
+            assert rk.request("double", "x") == "xx"
+            assert rk.request("double", "end") == "endend"
+            assert [doubled.get(5).value for _ in range(3)] == [21, "x", "end"]
+        output, errors = program.communicate(timeout=LIMIT_S)
+        assert (output, errors, program.returncode) == ("", "", 0)
+    finally:
+        watchdog.cancel()
+        program.kill()
+        program.communicate()
+
+
+def test_a_session_and_a_program(rk: Any) -> None:
+    """Messages, requests and lists, both ways; arrays and other values that JSON does not have."""
+    import numpy as np
+
+    with Pipe(rk) as pipe, rk.subscribe("from/pipe") as messages:
+        peer = pipe.ask(do="status")["peer"]
+        pipe.ask(do="subscribe", topic="to/pipe", **{"as": "in"})
+        rk.publish("to/pipe", np.arange(3, dtype="<i2"), n=2**70)
+        event = pipe.hear()
+        assert (event["event"], event["subscription"], event["publisher"]) == ("message", "in", rk.peer.identity.peer)
+        assert event["args"] == [{"$array": {"dtype": "<i2", "shape": [3], "data": "AAABAAIA"}}]
+        assert event["fields"] == {"n": {"$int": str(2**70)}}
+        pipe.say(do="publish", topic="from/pipe", args=event["args"], fields=event["fields"])
+        message = messages.get(5)
+        assert message.value.tolist() == [0, 1, 2] and message["n"] == 2**70 and message.publisher == peer
+
+        shared = rk.shared("of/pipe")
+        shared["mine"] = 1
+        assert pipe.ask(do="shared", name="of/pipe")["records"] == {"mine": 1}
+        shared["mine"] = b"2"
+        assert pipe.hear() == {
+            "event": "change", "list": "of/pipe", "key": "mine", "value": {"$bytes": "Mg=="}, "deleted": False,
+        }  # fmt: skip
+        pipe.say(do="put", name="of/pipe", key="theirs", value={"a": []})
+        shared.wait(lambda records: "theirs" in records, 5)
+        assert shared["theirs"] == {"a": []}
+        assert pipe.hear()["key"] == "theirs"
+        pipe.say(do="put", name="of/pipe", key="mine", value=1)
+        error = pipe.hear()
+        assert (error["event"], error["error"], error["line"]) == ("error", "NotAllowed", 6)
+
+        rk.serve("fails", lambda: 1 / 0)
+        pipe.say(do="request", service="fails", id=5)
+        answer = pipe.hear()
+        assert (answer["id"], answer["ok"], answer["kind"]) == (5, False, "ZeroDivisionError")
+        rk.unserve("fails")
+        pipe.ask(do="serve", service="ask/pipe")
+        future = rk.request_nowait("ask/pipe", 1, x=2)
+        rk.engine.flush()
+        request = pipe.hear()
+        pipe.say(do="reply", request=request["request"], error="ValueError", text="not today")
+        with pytest.raises(raskid.RemoteError, match="ValueError: not today") as caught:
+            future.result(5)
+        assert caught.value.kind == "ValueError"
+        assert pipe.end() == (0, [], "")
+        # What it put has gone with it.
+        shared.wait(lambda records: "theirs" not in records, 5)
+        shared.close()
+        with pytest.raises(raskid.NoSuchService):
+            rk.request("ask/pipe", timeout=0.1)
+
+
+def test_what_was_published_last_arrives(rk: Any) -> None:
+    with rk.subscribe("last") as messages:
+        lines = "".join(f'{{"do": "publish", "topic": "last", "args": [{n}]}}\\n' for n in range(50))
+        done = run_shell(rk, f"printf '{lines}' | raskid pipe")
+        assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+        assert [messages.get(5).value for _ in range(50)] == list(range(50))
+
+
+def test_a_slow_program_holds_its_publisher_up(rk: Any) -> None:
+    """1. The program subscribes, and reads nothing. 2. A publisher comes to a stop. 3. The program reads, and has every
+    message, in order."""
+    with Pipe(rk) as pipe:
+        pipe.ask(do="subscribe", topic="much", capacity=10)
+        sent = []
+
+        def publish() -> None:
+            for number in range(5000):
+                rk.publish("much", number, "x" * 100)
+                sent.append(number)
+
+        publisher = threading.Thread(target=publish)
+        publisher.start()
+        count = -1
+        while count != len(sent):
+            count = len(sent)
+            publisher.join(0.1)
+        assert publisher.is_alive() and count < 4000
+        assert [pipe.hear()["args"][0] for _ in range(5000)] == list(range(5000))
+        publisher.join()
+        assert pipe.end() == (0, [], "")
+
+
+def test_the_other_ends_go_away(own: Any) -> None:
+    """1. Nobody reads its output any more: it ends without a word. 2. Of one that is killed nothing is left in the
+    system. 3. The system ends: it says so, and fails."""
+    with Pipe(own) as pipe:
+        pipe.ask(do="subscribe", topic="t")
+        pipe.process.stdout.close()
+        own.publish("t", 1)
+        assert pipe.process.wait(LIMIT_S) == 0
+        assert pipe.process.stderr.read() == b""
+        pipe.process.stdout = None
+    with Pipe(own) as pipe:
+        pipe.ask(do="subscribe", topic="t")
+        pipe.process.send_signal(signal.SIGKILL)
+        wait_for(lambda: not own.topics("reactions:t").get("reactions:t", {"records": 0})["records"])
+    with Pipe(own) as pipe:
+        pipe.ask(do="subscribe", topic="t")
+        psutil.Process(own.status()["head"]["pid"]).kill()
+        end = pipe.hear()
+        assert end["event"] == "end" and end["text"]
+        code, said, errors = pipe.end()
+        assert (code, said) == (1, []) and errors.startswith("raskid: ") and len(errors.splitlines()) == 1
+
+
+def test_files_and_no_system(rk: Any, tmp_path: Any) -> None:
+    (tmp_path / "in").write_text('{"do": "topics", "id": 1}\nnonsense\n{"do": "status", "id": 2}')
+    done = run_shell(rk, f"raskid pipe < {tmp_path}/in > {tmp_path}/out")
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
+    lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert sorted(line["line"] if "line" in line else line["id"] for line in lines) == [1, 2, 2]
+    done = run_shell(rk, "raskid pipe < /dev/null; raskid pipe --system nowhere")
+    assert (done.stdout, done.returncode) == ("", 1) and "no system named 'nowhere'" in done.stderr
