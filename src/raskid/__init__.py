@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from raskid.model.version import VERSION as __version__
 
 if TYPE_CHECKING:
+    from raskid.client.cells import Cell
+    from raskid.client.channels import Channel
     from raskid.client.extensions import register
     from raskid.client.futures import Future
     from raskid.client.logs import TopicHandler
     from raskid.client.messages import Message, Subscription
+    from raskid.client.reading import when_all
     from raskid.client.session import Session
     from raskid.client.shared import SharedDict
     from raskid.launch.connect import connect
@@ -46,7 +49,10 @@ _FACE = {
     "publish": "raskid.services.publishing",
     "register": "raskid.client.extensions",
     "Extension": "raskid.services.extension",
+    "when_all": "raskid.client.reading",
     "Session": "raskid.client.session",
+    "Cell": "raskid.client.cells",
+    "Channel": "raskid.client.channels",
     "Future": "raskid.client.futures",
     "Message": "raskid.client.messages",
     "SharedDict": "raskid.client.shared",
@@ -73,6 +79,8 @@ _FACE = {
 }
 
 __all__ = [
+    "Cell",
+    "Channel",
     "ConnectionRefused",
     "Extension",
     "Future",
@@ -102,6 +110,7 @@ __all__ = [
     "connect",
     "publish",
     "register",
+    "when_all",
 ]
 
 

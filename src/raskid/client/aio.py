@@ -16,16 +16,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from raskid.client import topics as topics_module
+from raskid.client.cells import CAPACITY, AsyncCell
+from raskid.client.channels import AsyncChannel
 from raskid.client.checks import check_callable, check_count, check_limit, check_name, check_seconds
+from raskid.client.declarations import declare
 from raskid.client.extensions import SERVICE_S, STOP_S, check_start_s, not_ended, too_slow
 from raskid.client.futures import Future
 from raskid.client.mapping import MapResult
 from raskid.client.messages import ANSWER_S, Message, Subscription
+from raskid.client.reading import Joined, when_all
 from raskid.client.requests import SERVE_S, not_served
 from raskid.client.shared import PUT_S, SharedDict
 from raskid.client.tasks import futures_of
 from raskid.client.topics import FOLLOW_S, SETTLE_S
-from raskid.client.waiting import result_in
+from raskid.client.waiting import result_in, take_steps_in
 from raskid.model.errors import RaskidError, WaitTimeout
 from raskid.model.topics import SHARED, list_name
 from raskid.protocol.messages import AskStatus
@@ -152,6 +156,26 @@ class AsyncSession:
             self.session.unfollow(wire_name, future)
             raise
         return AsyncSharedDict(SharedDict(self.session, name))
+
+    async def channel(
+        self, name: str, type: Any = None, min: Any = None, max: Any = None, shape: Any = None, *,
+        capacity: int = CAPACITY, overflow: str = BLOCK,
+    ) -> AsyncChannel:  # fmt: skip
+        """As `Session.channel`."""
+        own = declare(type, min, max, shape)
+        return await take_steps_in(self.session.opening_channel(AsyncChannel, name, own, capacity, overflow))
+
+    async def cell(
+        self, name: str, type: Any = None, min: Any = None, max: Any = None, shape: Any = None, *,
+        permanent: bool = True, capacity: int = CAPACITY,
+    ) -> AsyncCell:  # fmt: skip
+        """As `Session.cell`."""
+        own = declare(type, min, max, shape)
+        return await take_steps_in(self.session.opening_cell(AsyncCell, name, own, permanent, capacity))
+
+    def when_all(self, *sources: Any) -> Joined:
+        """As `raskid.when_all`."""
+        return when_all(*sources)
 
     async def topics(self, prefix: str = "") -> dict[str, dict[str, int]]:
         """As `Session.topics`."""
@@ -325,6 +349,10 @@ class AsyncSharedDict(Mapping[str, Any]):
             if not scope.expired():
                 raise
             raise WaitTimeout(f"the condition on shared list {self.name!r} did not hold within {limit:g} s") from None
+
+    def cell(self, key: str, permanent: bool = False) -> AsyncCell:
+        """As `SharedDict.cell`; nothing has to be awaited to open one."""
+        return self._shared.cell_of(AsyncCell, key, permanent)
 
     def on_change(self, callback: Callable[[AsyncSharedDict, str | None], Any]) -> None:
         """As `SharedDict.on_change`; it may be a coroutine function."""

@@ -108,8 +108,8 @@ def check_key(shared: str, value: Any) -> str:
     return check_text(f"a key of shared list {shared!r}", value, RECORD_NAME_CHARS_MAX)
 
 
-def encode_record(shared: str, key: str, value: Any) -> bytes:
-    """The bytes of a record's value.
+def encode_record(what: str, value: Any) -> bytes:
+    """The bytes of a record's value; `what` says whose it is.
 
     Raises:
         ValueNotSendable: Messages do not carry it.
@@ -118,7 +118,7 @@ def encode_record(shared: str, key: str, value: Any) -> bytes:
     data = encode_value(value)
     if len(data) > VALUE_BYTES_MAX:
         raise ValueError(
-            f"the value for {key[:60]!r} of shared list {shared!r} takes {len(data):,} bytes; the limit is "
-            f"{VALUE_BYTES_MAX:,}. Publish large data as a message, or put the name of a file here"
+            f"the value for {what} takes {len(data):,} bytes; the limit is {VALUE_BYTES_MAX:,}. Publish large data as "
+            "a message, or put the name of a file here"
         )
     return data

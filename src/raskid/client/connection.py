@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raskid.client.code import CodeBook
 from raskid.client.engine import Engine, fresh
@@ -67,6 +67,9 @@ from raskid.protocol.messages import (
     needed_role,
 )
 from raskid.services.settings import new_origin
+
+if TYPE_CHECKING:
+    from raskid.client.cells import CellHandle
 
 #: How long the end of a session waits for others to take what was sent to them.
 DRAIN_S = 2.0
@@ -128,6 +131,9 @@ class Connection:
         self._invoked: dict[int, Any] = {}
         self.subscriptions: dict[RequestId, Subscription] = {}
         self.list_callbacks: dict[str, list[Callable[[str | None], Any]]] = {}
+        #: Handles on cells by the lists that their values are in, and those of them that have callbacks.
+        self.cells: dict[str, weakref.WeakSet[CellHandle]] = {}
+        self.called_cells: set[CellHandle] = set()
         #: Who waits for the readers of a topic, for the first state of a list, and for room in a full subscription.
         self._announced: dict[str, Future] = {}
         self._following: dict[str, list[Future]] = {}

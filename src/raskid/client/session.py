@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from raskid.client.extensions import Extensions
+from raskid.client.flows import Flows
 from raskid.client.requests import Requests
-from raskid.client.topics import Topics
 
 
-class Session(Topics, Requests, Extensions):
+class Session(Flows, Requests, Extensions):
     """A connection to a system. Made by `raskid.connect`; use it with ``with``, or ``async with``.
 
     What is no call of its own is an extension: ``rk.recorder``, or one that `raskid.register` or a package brings.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from raskid.client.callbacks import Callback
 from raskid.client.checks import check_callable, check_flag, check_key, check_limit, check_seconds, encode_record
@@ -16,7 +16,10 @@ from raskid.protocol.messages import DeleteRecord, PutRecord, Record
 from raskid.protocol.values import decode_value
 
 if TYPE_CHECKING:
+    from raskid.client.cells import Cell, CellHandle
     from raskid.client.topics import Topics
+
+    C = TypeVar("C", bound=CellHandle)
 
 PUT_S = 10.0
 
@@ -83,7 +86,7 @@ class SharedDict(MutableMapping[str, Any]):
         self._check_open()
         session = self._session
         key = check_key(self.name, key)
-        data = encode_record(self.name, key, value)
+        data = encode_record(f"{key[:60]!r} of shared list {self.name!r}", value)
         # The hub tells readers of a change before it answers whoever made it, so this answer comes behind the change.
         return session.ask(PutRecord(session.request_id(), self._list, key, data, check_flag("permanent", permanent)))
 
@@ -157,6 +160,34 @@ class SharedDict(MutableMapping[str, Any]):
         with self._session.engine.lock:
             self._callbacks.append(changed)
             self._session.list_callbacks.setdefault(self._list, []).append(changed)
+
+    # ── single records ──
+
+    def cell(self, key: str, permanent: bool = False) -> Cell:
+        """Open one key as a cell, whose handle lives on when this one is closed.
+
+        Args:
+            key: The name of the record, which need not be there yet.
+            permanent: A value that is set through it outlives this process, and anybody may change it.
+        """
+        from raskid.client.cells import Cell
+
+        return self.cell_of(Cell, key, permanent)
+
+    def cell_of(self, kind: type[C], key: str, permanent: bool) -> C:
+        """As `cell`, for a handle of this kind."""
+        from raskid.client.declarations import Gate
+
+        self._check_open()
+        key, permanent = check_key(self.name, key), check_flag("permanent", permanent)
+        session = self._session
+        cell = kind(
+            session, (self._list, key), Gate(session, f"cell {key[:60]!r} of shared list {self.name!r}"), permanent
+        )
+        # The state is here already: this handle follows the list.
+        session.follow_nowait(self._list)
+        cell.enter()
+        return cell
 
     # ── the end ──
 

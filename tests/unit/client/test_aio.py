@@ -59,13 +59,14 @@ def public(kind):
 
 def test_it_has_every_call_of_a_session():
     for_users = {
-        "submit", "map", "gather", "cancel", "publish", "subscribe", "shared", "topics", "serve", "unserve", "request",
+        "submit", "map", "gather", "cancel", "publish", "subscribe", "shared", "channel", "cell",
+        "when_all", "topics", "serve", "unserve", "request",
         "status", "runners", "wait_runners", "counters", "end_system", "close",
             "start_service", "stop_service", "services",
     }  # fmt: skip
     assert for_users <= public(Session)
     assert for_users == public(AsyncSession)
-    assert {"put", "wait", "on_change", "owner", "close"} <= public(SharedDict) & public(AsyncSharedDict)
+    assert {"put", "wait", "on_change", "owner", "cell", "close"} <= public(SharedDict) & public(AsyncSharedDict)
 
 
 def test_messages(head):
