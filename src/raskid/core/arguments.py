@@ -21,11 +21,12 @@ SECONDS_MAX: Final = 1e6
 
 def check_form(operation: Operation) -> None:
     """An operation made by hand may hold anything."""
-    if not isinstance(operation.args, list | tuple):
-        raise TypeError(wrong(operation.op, "what stands for its arguments by position", "a list", operation.args))
-    fields: object = operation.fields
-    if not isinstance(fields, dict) or not all(isinstance(name, str) for name in fields):
-        raise TypeError(wrong(operation.op, "what stands for its arguments by name", "a dict with text keys", fields))
+    # Compiled code takes attributes at their word, with errors of its own, unless their object is of any type.
+    given: Any = operation
+    if not isinstance(given.args, tuple):
+        raise TypeError(wrong(operation.op, "what stands for its arguments by position", "a tuple", given.args))
+    if not isinstance(given.fields, dict) or not all(isinstance(name, str) for name in given.fields):
+        raise TypeError(wrong(operation.op, "what stands for its arguments by name", "a dict, keys text", given.fields))
 
 
 def check_names(operation: Operation, names: tuple[str, ...]) -> None:
