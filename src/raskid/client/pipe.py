@@ -24,7 +24,8 @@ import msgspec
 
 from raskid.client.commands import ID, BadLine, Command, find_command, read_line
 from raskid.client.lines import LINE_BYTES_MAX, LineReader, LineWriter
-from raskid.client.representative import CLOSE, COMMANDS, Representative, error_facts
+from raskid.client.notices import error_facts
+from raskid.client.representative import CLOSE, COMMANDS, Representative
 from raskid.model.errors import RaskidError
 
 if TYPE_CHECKING:

@@ -5,12 +5,13 @@ here and an entry there. `raskid.client.pipe` reads the lines and writes the ans
 
 Whatever comes from elsewhere is taken from the session only as fast as it can be told: messages wait in their
 subscription, so that its policy holds their publishers up or leaves some out; of a record that changes several times
-meanwhile the last value is told; a request waits with its caller.
+meanwhile the last value is told, and of a cell the last values; a request waits with its caller.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -27,16 +28,18 @@ from raskid.client.commands import (
     read_values,
 )
 from raskid.client.escapes import to_json
-from raskid.model.errors import Overflow, RemoteError, SessionClosed
+from raskid.client.notices import change_event, fields_to_json, message_event, named_error, value_event
+from raskid.model.errors import Overflow, SessionClosed
 
 if TYPE_CHECKING:
     from raskid.client.aio import AsyncSession, AsyncSharedDict
-    from raskid.client.messages import Message, Subscription
+    from raskid.client.cells import AsyncCell, CellValues
+    from raskid.client.messages import Subscription
 
 #: So many requests of others may wait for an answer; further ones are refused at once.
 REQUESTS_MAX = 10_000
-#: So many lists that are only written are kept at hand.
-LISTS_MAX = 64
+#: So many lists and cells that are only written are kept at hand.
+WRITTEN_MAX = 64
 
 
 class Teller(Protocol):
@@ -55,6 +58,11 @@ class Teller(Protocol):
 
 class _Subscribed(NamedTuple):
     subscription: Subscription
+    teller: asyncio.Task[None]
+
+
+class _Watched(NamedTuple):
+    cell: AsyncCell
     teller: asyncio.Task[None]
 
 
@@ -99,8 +107,9 @@ class Representative:
         self._teller = teller
         self._subscriptions: dict[str, _Subscribed] = {}
         self._lists: dict[str, _Followed] = {}
-        #: Lists that are only written, the one that was used last at the end.
-        self._written: dict[str, AsyncSharedDict] = {}
+        self._cells: dict[str, _Watched] = {}
+        #: Lists and cells that are only written, by kind and name, the one that was used last at the end.
+        self._written: dict[tuple[str, str], Any] = {}
         self._services: set[str] = set()
         #: Requests of others that the program has not answered.
         self._requests: dict[int, asyncio.Future[Any]] = {}
@@ -116,7 +125,8 @@ class Representative:
     def tasks(self) -> list[asyncio.Task[None]]:
         """What tells events, for whoever cannot wait until it has told them all."""
         tellers = [followed.teller for followed in self._lists.values() if followed.teller is not None]
-        return [*tellers, *(subscribed.teller for subscribed in self._subscriptions.values())]
+        tellers += [subscribed.teller for subscribed in self._subscriptions.values()]
+        return [*tellers, *(watched.teller for watched in self._cells.values())]
 
     # ── messages ──
 
@@ -140,7 +150,7 @@ class Representative:
 
     async def _tell_messages(self, name: str, subscription: Subscription) -> None:
         async for message in subscription:
-            await self._tell_when_room(partial(_message_event, name, message))
+            await self._tell_when_room(partial(message_event, name, message))
 
     async def unsubscribe(self, given: dict[str, Any]) -> dict[str, Any]:
         """Tell them no longer."""
@@ -197,7 +207,7 @@ class Representative:
         def event() -> dict[str, Any]:
             nonlocal told
             told = True
-            values = {"args": to_json(args), "fields": _fields_to_json(fields)}
+            values = {"args": to_json(args), "fields": fields_to_json(fields)}
             return {"event": "request", "service": service, "request": number, **values}
 
         try:
@@ -224,7 +234,7 @@ class Representative:
             del self._requests[number]
             answer.set_result(given["value"])
         else:
-            error = _named_error(given["error"], given.get("text", ""))
+            error = named_error(given["error"], given.get("text", ""))
             del self._requests[number]
             answer.set_exception(error)
         return {}
@@ -240,12 +250,12 @@ class Representative:
         followed = self._lists[name] = _Followed(records)
         records.on_change(followed.on_change)
         followed.teller = asyncio.create_task(self._tell_changes(name, followed))
-        return {"records": _fields_to_json(records)}
+        return {"records": fields_to_json(records)}
 
     async def _tell_changes(self, name: str, followed: _Followed) -> None:
         while True:
             while followed.changed:
-                await self._tell_when_room(partial(_change_event, name, followed))
+                await self._tell_when_room(partial(change_event, name, followed.records, followed.changed))
             if followed.ending:
                 return
             followed.word.clear()
@@ -276,13 +286,51 @@ class Representative:
         followed = self._lists.get(name)
         if followed is not None:
             return followed.records
-        records = self._written.pop(name, None)
-        if records is None:
-            records = await self._rk.shared(name)
-            while len(self._written) >= LISTS_MAX:
-                self._written.pop(next(iter(self._written))).close()
-        self._written[name] = records
+        records: AsyncSharedDict = await self._to_write("list", name, self._rk.shared)
         return records
+
+    async def _to_write(self, kind: str, name: str, get: Callable[[str], Coroutine[Any, Any, Any]]) -> Any:
+        """A handle that only writes, new or kept."""
+        found = self._written.pop((kind, name), None)
+        if found is None:
+            found = await get(name)
+            while len(self._written) >= WRITTEN_MAX:
+                await _close(self._written.pop(next(iter(self._written))))
+        self._written[kind, name] = found
+        return found
+
+    # ── cells ──
+
+    async def cell(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Tell the value that a cell has, and those that it gets."""
+        name = given["name"]
+        if name in self._cells:
+            raise BadLine(f"the cell {name!r} is followed already")
+        cell = await self._rk.cell(name)
+        self._cells[name] = _Watched(cell, asyncio.create_task(self._tell_values(name, cell.begin())))
+        return {}
+
+    async def _tell_values(self, name: str, values: CellValues) -> None:
+        async for value in values:
+            await self._tell_when_room(partial(value_event, name, value))
+
+    async def uncell(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Follow it no longer."""
+        name = given["name"]
+        found = self._cells.pop(name, None)
+        if found is None:
+            raise BadLine(f"the cell {name!r} is not followed{closest(name, self._cells)}")
+        await found.cell.close()
+        await found.teller
+        return {"dropped": found.cell.dropped}
+
+    async def set(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Give a cell a value."""
+        name = given["name"]
+        watched = self._cells.get(name)
+        cell = watched.cell if watched is not None else await self._to_write("cell", name, self._rk.cell)
+        await cell.set(given["value"])
+        return {}
 
     # ── the system ──
 
@@ -304,62 +352,19 @@ class Representative:
                 answer.set_exception(SessionClosed("whoever was to answer has ended its input"))
 
     async def end(self) -> list[BaseException]:
-        """End all subscriptions and lists, and tell what they hold; returns what went wrong."""
+        """End all subscriptions, lists and cells, and tell what they hold; returns what went wrong."""
         ends: list[Coroutine[Any, Any, Any]] = [self.unsubscribe({"as": name}) for name in self._subscriptions]
         ends += [self.unshared({"name": name}) for name in self._lists]
+        ends += [self.uncell({"name": name}) for name in self._cells]
+        ends += [_close(handle) for handle in self._written.values()]
         outcomes = await asyncio.gather(*ends, return_exceptions=True)
-        for records in self._written.values():
-            records.close()
         return [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
 
 
-# ── What is told ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _message_event(name: str, message: Message) -> dict[str, Any]:
-    try:
-        return {
-            "event": "message", "subscription": name, "topic": message.topic, "publisher": message.publisher,
-            "args": to_json(message.args), "fields": _fields_to_json(message.fields), "dropped": message.dropped,
-        }  # fmt: skip
-    except Exception as error:
-        # One that cannot be read does not keep the others back.
-        return {"event": "error", "subscription": name, "topic": message.topic, **error_facts(error)}
-
-
-def _change_event(name: str, followed: _Followed) -> dict[str, Any]:
-    key = next(iter(followed.changed))
-    del followed.changed[key]
-    try:
-        if key is None:
-            return {"event": "records", "list": name, "records": _fields_to_json(followed.records)}
-        if key not in followed.records:
-            return {"event": "change", "list": name, "key": key, "deleted": True}
-        return {"event": "change", "list": name, "key": key, "value": to_json(followed.records[key]), "deleted": False}
-    except Exception as error:
-        return {"event": "error", "list": name, "key": key, **error_facts(error)}
-
-
-def _fields_to_json(fields: Any) -> dict[str, Any]:
-    """Values by name, where the names are no escapes."""
-    return {key: to_json(value) for key, value in fields.items()}
-
-
-def error_facts(error: BaseException) -> dict[str, Any]:
-    """An error as JSON: its type and its text; of one that was raised elsewhere, the type that it has there."""
-    # A KeyError's own text is its argument as Python would write it.
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    # It may hold what UTF-8 cannot write, such as a part of a file's name.
-    facts = {"error": type(error).__name__, "text": text.encode(errors="replace").decode()}
-    return {**facts, "kind": error.kind} if isinstance(error, RemoteError) else facts
-
-
-def _named_error(kind: str, text: str) -> Exception:
-    """An error whose type has a name of the program's choice."""
-    if not kind.isprintable() or not 0 < len(kind) <= 200:
-        raise BadLine(f"'error' is the name of a kind of error, such as \"ValueError\", got {kind!r:.60}")
-    error: Exception = type(kind, (Exception,), {})(text)
-    return error
+async def _close(handle: Any) -> None:
+    closing = handle.close()
+    if inspect.isawaitable(closing):
+        await closing
 
 
 # ── The table ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -375,6 +380,7 @@ def _lane(kind: str, argument: str) -> Callable[[dict[str, Any]], tuple[str, str
 
 _in_topic = _lane("topic", "topic")
 _in_list = _lane("list", "name")
+_in_cell = _lane("cell", "name")
 _in_service = _lane("service", "service")
 _in_subscription = _lane("subscription", "as")
 
@@ -404,6 +410,9 @@ COMMANDS = {
         Representative.put, {"name": _TEXT, "key": _TEXT, "value": Argument(read_value), "permanent": _PLAIN}, _in_list
     ),
     "delete": Command(Representative.delete, {"name": _TEXT, "key": _TEXT}, _in_list),
+    "cell": Command(Representative.cell, {"name": _TEXT}, _in_cell),
+    "uncell": Command(Representative.uncell, {"name": _TEXT}, _in_cell),
+    "set": Command(Representative.set, {"name": _TEXT, "value": Argument(read_value)}, _in_cell),
     "topics": Command(Representative.topics, {"prefix": _PLAIN}),
     "status": Command(Representative.status),
     "close": CLOSE,

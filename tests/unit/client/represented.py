@@ -87,6 +87,39 @@ class FakeShared(dict[str, Any]):
         self.closed = True
 
 
+class FakeCell:
+    """A handle on a cell, which is its own iterator."""
+
+    def __init__(self, value: Any) -> None:
+        self.values: asyncio.Queue[Any] = asyncio.Queue()
+        self.written: list[Any] = []
+        self.dropped = 0
+        self.closed = False
+        if value is not None:
+            self.values.put_nowait((value,))
+
+    def begin(self) -> FakeCell:
+        return self
+
+    async def set(self, value: Any) -> None:
+        self.written.append(value)
+        self.values.put_nowait((value,))
+
+    async def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+        self.values.put_nowait(None)
+
+    def __aiter__(self) -> FakeCell:
+        return self
+
+    async def __anext__(self) -> Any:
+        found = await self.values.get()
+        if found is None:
+            raise StopAsyncIteration
+        return found[0]
+
+
 class FakeSession:
     """Stands for an `AsyncSession`."""
 
@@ -98,6 +131,7 @@ class FakeSession:
         self.subscriptions: dict[str, FakeSubscription] = {}
         self.lists: dict[str, FakeShared] = {}
         self.records: dict[str, dict[str, Any]] = {}
+        self.cells: dict[str, FakeCell] = {}
         self.handlers: dict[str, Any] = {}
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         identity = SimpleNamespace(peer="client-7")
@@ -124,6 +158,10 @@ class FakeSession:
     async def shared(self, name: str) -> FakeShared:
         await asyncio.sleep(0)
         found = self.lists[name] = FakeShared(name, self.records.get(name, {}))
+        return found
+
+    async def cell(self, name: str) -> FakeCell:
+        found = self.cells[name] = FakeCell(name if name == "has a value" else None)
         return found
 
     async def serve(self, name: str, handler: Any) -> None:

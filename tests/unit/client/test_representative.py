@@ -12,7 +12,8 @@ import pytest
 from raskid.client import representative as representative_module
 from raskid.client.aio import AsyncSession
 from raskid.client.commands import BadLine, find_command
-from raskid.client.representative import COMMANDS, LISTS_MAX, Representative, error_facts
+from raskid.client.notices import error_facts
+from raskid.client.representative import COMMANDS, WRITTEN_MAX, Representative
 from raskid.model.errors import NotAllowed, Overflow, RemoteError, SessionClosed, WaitTimeout
 from tests.unit.client.represented import FakeSession, FakeTeller
 
@@ -57,7 +58,7 @@ def on_stage(body: Callable[[Stage], Coroutine[Any, Any, None]]) -> Callable[[],
 
 
 def test_the_fake_has_the_calls_that_the_real_one_has() -> None:
-    for name in ("publish", "subscribe", "shared", "serve", "unserve", "request", "topics", "status"):
+    for name in ("publish", "subscribe", "shared", "cell", "serve", "unserve", "request", "topics", "status"):
         fake = inspect.signature(getattr(FakeSession, name)).parameters
         real = inspect.signature(getattr(AsyncSession, name)).parameters
         for parameter in fake.values():
@@ -283,13 +284,35 @@ async def test_lists_that_are_only_written_are_followed_for_a_while(stage: Stage
     first, second = stage.rk.lists["0"], stage.rk.lists["1"]
     await stage.do("put", name="0", key="k", value=1)
     assert stage.rk.lists["0"] is first
-    for number in range(2, LISTS_MAX + 1):
+    for number in range(2, WRITTEN_MAX + 1):
         await stage.do("put", name=str(number), key="k", value=0)
     # Of those at hand it was used longest ago.
     assert second.closed and not first.closed
     assert await stage.representative.end() == []
     assert all(records.closed for records in stage.rk.lists.values())
     assert await stage.events() == []
+
+
+@on_stage
+async def test_cells(stage: Stage) -> None:
+    """1. The value that a cell has is told, and those that come. 2. Nothing is told of one that is only written."""
+    assert await stage.do("cell", name="has a value") == {}
+    assert await stage.events() == [{"event": "value", "cell": "has a value", "value": "has a value"}]
+    with pytest.raises(BadLine, match="followed already"):
+        await stage.do("cell", name="has a value")
+    await stage.do("set", name="has a value", value={"$int": "5"})
+    assert await stage.events() == [{"event": "value", "cell": "has a value", "value": 5}]
+    await stage.do("set", name="written", value=None)
+    await stage.do("set", name="written", value=1)
+    assert stage.rk.cells["written"].written == [None, 1]
+    await stage.do("set", name="has a value", value="last")
+    assert await stage.do("uncell", name="has a value") == {"dropped": 0}
+    assert [event["value"] for event in stage.teller.take()] == ["last"]
+    with pytest.raises(BadLine, match="the cell 'has a value' is not followed"):
+        await stage.do("uncell", name="has a value")
+    await stage.do("cell", name="has a value")
+    assert await stage.representative.end() == []
+    assert all(cell.closed for cell in stage.rk.cells.values())
 
 
 @on_stage
@@ -314,8 +337,3 @@ async def test_the_end_tells_what_is_left(stage: Stage) -> None:
     told = [event.get("key") or event["topic"] for event in stage.teller.take()]
     assert sorted(told) == ["k", "unconfirmed", "x"]
     assert stage.rk.lists["s"].closed and stage.representative.tasks == []
-
-
-def test_texts_of_errors_can_be_written() -> None:
-    assert error_facts(OSError("caf\udce9")) == {"error": "OSError", "text": "caf?"}
-    assert error_facts(KeyError()) == {"error": "KeyError", "text": ""}
