@@ -71,6 +71,7 @@ def up(
     argument: str = NAME,
     system: str = SYSTEM,
     runners: int = typer.Option(None, metavar="N", help=f"1 to {RUNNERS_MAX} runners. Default: one per processor."),
+    manager: str = typer.Option("", metavar="NAME", help="A class in the place of the manager: module:attribute."),
     as_json: bool = JSON,
 ) -> None:
     """Start a system on this machine that stays until `raskid down`."""
@@ -78,7 +79,7 @@ def up(
         name = which(system, argument).name
         local.systems()  # removes what dead systems left, so that their names can be used again
         count = local.default_runners() if runners is None else check_runners(runners)
-        handle, file = local.start_head(count, name, watch_input=False)
+        handle, file = local.start_head(count, name, watch_input=False, manager=manager)
         url = url_of(name)
         try:
             with raskid.connect(url) as session:
@@ -177,10 +178,19 @@ def _list_processes(wanted: Any, as_json: bool) -> None:
         }
         for runner in sorted(facts["runners"], key=lambda runner: str(runner["runner"]))
     ]  # fmt: skip
+    rows = [{**row, "state": None} for row in rows]
+    rows += [
+        {
+            "kind": "service", "id": service["name"], "host": head["host"], "pid": service["pid"] or None, "now": None,
+            "finished": None, "state": " ".join((service["state"], *service["why"].splitlines()[-1:])),
+        }
+        for service in facts["services"]
+    ]  # fmt: skip
     if as_json:
         print_json(rows)
     else:
-        print_table(("kind", "id", "host", "pid", "tasks now", "finished"), [tuple(row.values()) for row in rows])
+        titles = ("kind", "id", "host", "pid", "tasks now", "finished", "state")
+        print_table(titles, [tuple(row.values()) for row in rows])
 
 
 # A value may begin with '-', as negative numbers do.

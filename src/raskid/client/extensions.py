@@ -24,7 +24,7 @@ from raskid.protocol.messages import Code, StartService, StopService
 from raskid.services.calling import dump
 from raskid.services.codes import own_directories, pack_code
 from raskid.services.entries import is_named
-from raskid.services.extension import extension_kind, extension_names, keep
+from raskid.services.extension import Extension, extension_kind, extension_names, keep
 
 #: How long a service may take to begin, unless the caller says otherwise.
 SERVICE_S = 20.0
@@ -169,7 +169,10 @@ class Extensions(Tasks):
         made = self._extensions.get(key)
         if made is None or made[0] is not kind:
             # The first time, or another one was registered since.
-            made = self._extensions[key] = (kind, kind(self if face is None else face))
+            extension = kind(self if face is None else face)
+            if isinstance(extension, Extension) and not extension.name:
+                extension.name = name
+            made = self._extensions[key] = (kind, extension)
         return made[1]
 
 

@@ -22,20 +22,22 @@ RUNNERS_MAX = 1024
 #: A day; whoever wants to wait longer has forgotten a unit.
 TIMEOUT_S_MAX = 86_400.0
 _SCHEME = "local://"
-_PARAMETERS = ("runners", "role", "timeout")
+_PARAMETERS = ("runners", "role", "timeout", "manager")
 _FORMS = "local://?runners=N starts a system, local://NAME attaches to one that runs"
 
 
 class Wanted(NamedTuple):
     """What a URL and the arguments of `connect` ask for.
 
-    `name` is empty when a system is to be started, with `runners` runners; `timeout` is in seconds.
+    `name` is empty when a system is to be started, with `runners` runners; `timeout` is in seconds; `manager` names
+    what takes the place of the built-in manager, and is empty for that one.
     """
 
     name: str
     runners: int
     role: str
     timeout: float
+    manager: str = ""
 
 
 def _check_not_in_a_task() -> None:
@@ -50,15 +52,21 @@ def _check_not_in_a_task() -> None:
         )
 
 
-def connect(url: str | None = None, *, runners: int | None = None, timeout: float | None = None) -> Session:
+def connect(
+    url: str | None = None, *, runners: int | None = None, timeout: float | None = None, manager: str | None = None
+) -> Session:
     """Connect to a system, starting it where the URL says so.
 
     Args:
         url: ``local://?runners=N`` starts a system on this machine that ends with the session; ``local://NAME``
             attaches to one that runs (`raskid up`, or the `url` of another session). Parameters: ``runners``, ``role``
-            (view, message or execute), ``timeout`` in seconds. Without a URL: `RASKID_URL`, else ``local://``.
+            (view, message or execute), ``timeout`` in seconds, ``manager``. Without a URL: `RASKID_URL`, else
+            ``local://``.
         runners: How many runners to start; goes before the URL. Default: one per processor.
         timeout: How long starting and connecting may take together, in seconds; goes before the URL. Default: 20.
+        manager: The class that is the manager of the system to be started, instead of `raskid.core.manager.Manager`,
+            from which it is derived: "module:attribute", which the head imports from where this script imports, or the
+            name of an entry point of the group ``raskid.managers``; goes before the URL.
 
     Raises:
         RuntimeError: A task calls this without a URL.
@@ -69,13 +77,13 @@ def connect(url: str | None = None, *, runners: int | None = None, timeout: floa
     """
     if url is None and not os.environ.get(URL_VARIABLE):
         _check_not_in_a_task()
-    wanted = read_url(url, runners, timeout)
+    wanted = read_url(url, runners, timeout, manager)
     if wanted.name:
         return local.attach(wanted.name, wanted.role, wanted.timeout)
-    return local.start(wanted.runners, wanted.role, wanted.timeout)
+    return local.start(wanted.runners, wanted.role, wanted.timeout, wanted.manager)
 
 
-def read_url(url: str | None = None, runners: Any = None, timeout: Any = None) -> Wanted:
+def read_url(url: str | None = None, runners: Any = None, timeout: Any = None, manager: Any = None) -> Wanted:
     """What `connect` is asked for; touches nothing but the environment."""
     if url is not None and not isinstance(url, str):
         hint = f"; did you mean connect(runners={url!r})?" if type(url) is int else ""
@@ -92,7 +100,15 @@ def read_url(url: str | None = None, runners: Any = None, timeout: Any = None) -
         seconds = check_timeout(timeout)
     else:
         seconds = _number(what, given["timeout"], float, check_timeout) if "timeout" in given else local.START_S
+    if manager is None and "manager" in given:
+        manager = given["manager"]
+    chosen = "" if manager is None else check_manager(manager)
     if name:
+        if chosen:
+            raise ValueError(
+                f"{what} attaches to the system {name!r}, which has its manager already: leave manager out, or start a "
+                f"system of your own with local://?manager=..."
+            )
         if runners is not None or "runners" in given:
             raise ValueError(
                 f"{what} attaches to the system {name!r}, which has its runners already: leave runners out, or start "
@@ -103,7 +119,7 @@ def read_url(url: str | None = None, runners: Any = None, timeout: Any = None) -
         count = check_runners(runners)
     else:
         count = _number(what, given["runners"], int, check_runners) if "runners" in given else local.default_runners()
-    return Wanted("", count, role, seconds)
+    return Wanted("", count, role, seconds, chosen)
 
 
 def _split(url: str, what: str) -> tuple[str, dict[str, str]]:
@@ -162,6 +178,25 @@ def check_runners(runners: Any) -> int:
     if not 0 < count <= RUNNERS_MAX:
         raise ValueError(text)
     return count
+
+
+def check_manager(manager: Any) -> str:
+    """The name of what is to be the manager.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is empty.
+    """
+    if not isinstance(manager, str):
+        hint = ""
+        if isinstance(manager, type):
+            hint = f"; did you mean manager='{manager.__module__}:{manager.__qualname__}'? The head imports it"
+        raise TypeError(
+            f'manager is text, "module:attribute", got {manager!r:.80} of type {type(manager).__name__}{hint}'
+        )
+    if not manager:
+        raise ValueError('manager is "module:attribute" or the name of an entry point, got an empty text')
+    return manager
 
 
 def check_timeout(timeout: Any) -> float:

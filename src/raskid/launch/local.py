@@ -143,20 +143,21 @@ class HeadHandle:
 
 def start_head(
     runners: int, name: str, watch_input: bool, timeout: float = START_S, script: str | None = None,
-    output: tuple[int, int] = (1, 2),
+    output: tuple[int, int] = (1, 2), manager: str = "",
 ) -> tuple[HeadHandle, SessionFile]:  # fmt: skip
     """Start a head and its runners, and wait until it listens, at most `timeout` seconds.
 
     Raises:
         StartFailed: It did not come up; the text holds its standard error.
     """
-    handle, token = begin_head(runners, name, watch_input, script, output)
+    handle, token = begin_head(runners, name, watch_input, script, output, manager)
     return handle, await_head(handle, token, timeout)
 
 
 def begin_head(
-    runners: int, name: str, watch_input: bool, script: str | None = None, output: tuple[int, int] = (1, 2)
-) -> tuple[HeadHandle, str]:
+    runners: int, name: str, watch_input: bool, script: str | None = None, output: tuple[int, int] = (1, 2),
+    manager: str = "",
+) -> tuple[HeadHandle, str]:  # fmt: skip
     """Start the process of a head; returns it and the new system's token. Does not wait.
 
     Args:
@@ -165,6 +166,7 @@ def begin_head(
         watch_input: Whether the system ends when this process is gone; else it stays, and writes to its log.
         script: The script whose tasks it is to run; None: the one that this process runs.
         output: Descriptors to which standard output and standard error of runners go, if the system does not stay.
+        manager: What takes the place of the built-in manager.
     Raises:
         StartFailed: A system of that name runs, or no process could be started.
     """
@@ -192,7 +194,7 @@ def begin_head(
         preload = tuple(module for module in PRELOAD if module in sys.modules)
         settings = HeadSettings(
             token, str(directory), runners, watch_input, path, os.getcwd(), name=name, preload=preload,
-            script=script or "".join(sys.argv[:1]), output=copies or (-1, -1),
+            script=script or "".join(sys.argv[:1]), output=copies or (-1, -1), manager=manager,
         )  # fmt: skip
         data = msgspec.msgpack.encode(settings)
         process = handle.process
@@ -327,11 +329,11 @@ def attach(name: str, role: str, timeout: float) -> Session:
     )  # fmt: skip
 
 
-def start(runners: int, role: str, timeout: float) -> Session:
+def start(runners: int, role: str, timeout: float, manager: str = "") -> Session:
     """A new system that ends with this session, and the session."""
     deadline = time.monotonic() + timeout
     name = f"s-{os.urandom(4).hex()}"
-    handle, token = begin_head(runners, name, watch_input=True)
+    handle, token = begin_head(runners, name, watch_input=True, manager=manager)
     try:
         # Imported while the head starts.
         with interrupts_held():

@@ -26,13 +26,13 @@ class Extension:
         session: The session.
         service: What makes the service, to be called with a session and settings: a class or function, or
             "module:attribute". None: there is no service.
-        name: The service's name; default: that of the class, in lower case.
+        name: The service's name; default: the one by which the extension is known.
         asynchronous: What stands in the place of this class in asyncio, and is given an `AsyncSession`. None: the
             extension is not for asyncio.
     """
 
     service: ClassVar[Any] = None
-    name: ClassVar[str] = ""
+    name: str = ""
     asynchronous: ClassVar[Any] = None
 
     def __init__(self, session: Any) -> None:
@@ -43,15 +43,11 @@ class Extension:
         kind = type(self)
         if kind.service is None:
             raise TypeError(f"{kind.__qualname__} names no service that could be started")
-        return self.session.start_service(self._name, kind.service, **settings)
+        return self.session.start_service(self.name, kind.service, **settings)
 
     def stop(self) -> Any:
         """Stop the service, as `Session.stop_service`; in asyncio a coroutine."""
-        return self.session.stop_service(self._name)
-
-    @property
-    def _name(self) -> str:
-        return self.name or type(self).__qualname__.rpartition(".")[2].lower()
+        return self.session.stop_service(self.name)
 
 
 def keep(name: str, extension: Any) -> None:

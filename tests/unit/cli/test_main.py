@@ -63,7 +63,7 @@ def test_a_system_stays_until_it_is_brought_down(system: str, runtime: Path) -> 
     (listed,) = json.loads(run("ps", "--json").stdout)
     assert (listed["name"], listed["runners"]) == ("t", 2)
     head, *rows = json.loads(run("ps", "t", "--json").stdout)
-    assert len(rows) == 2 and {"kind", "id", "host", "pid", "now", "finished"} == set(rows[0])
+    assert len(rows) == 2 and {"kind", "id", "host", "pid", "now", "finished", "state"} == set(rows[0])
     assert (head["kind"], head["pid"]) == ("head", listed["pid"]) and {row["kind"] for row in rows} == {"runner"}
     assert sum(row["finished"] for row in rows) == 10
     assert str(rows[0]["pid"]) in run("ps", "t").stdout
