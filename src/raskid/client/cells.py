@@ -155,15 +155,16 @@ class CellHandle(Source):
 
     # ── by the session, under its lock ──
 
-    def changed(self, record: str | None) -> None:
-        """The list has changed in this record; None: it was read anew."""
+    def changed(self, record: str | None, put: Record | None = None) -> None:
+        """The list has changed in this record, which was put or deleted; None: it was read anew."""
         name, key = self.address
-        if record is not None and record != key:
+        if record is None:
+            put = self._session.replica(name).records.get(key)
+            if put == self._seen:
+                return
+        elif record != key:
             return
-        found = self._session.replica(name).records.get(key)
-        if record is None and found == self._seen:
-            return
-        self._seen = found
+        self._seen = found = put
         if found is not None and not self._fits(found.value):
             return
         self._present = found

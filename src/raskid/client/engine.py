@@ -361,6 +361,10 @@ class Engine:
             self.nudged = False
             if self._unsent or self._releases:
                 self.flush()
+                # What this process said to itself is here now, and no connection will tell.
+                self._notify()
+                if done():
+                    return
             step(left)
             self._notify()
         if self._unsent or self._releases:

@@ -32,7 +32,7 @@ class Flows(Topics):
 
     def _on_list_changed(self, effect: ListChanged) -> None:
         for cell in list(self.cells.get(effect.name, ())):
-            cell.changed(effect.record)
+            cell.changed(effect.record, effect.put)
         super()._on_list_changed(effect)
 
     def _fail(self, error: RaskidError) -> None:

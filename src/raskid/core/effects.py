@@ -12,6 +12,7 @@ import msgspec
 
 from raskid.core.events import Event
 from raskid.model.ids import CodeId, PeerId, RequestId, StreamId, TaskId
+from raskid.protocol import messages
 from raskid.protocol.messages import AnyMessage, Code, PeerRef
 
 # ── Every machine ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -49,11 +50,13 @@ class Disconnect(Effect, frozen=True):
 
 
 class ListChanged(Effect, frozen=True):
-    """A followed list has a new version. `record` is what changed, None for the first state."""
+    """A followed list has a new version. `record` is what changed, None for the first state; `put` is what it was
+    changed to, None for one that was deleted. By the time this is looked at, the list may have changed again."""
 
     name: str
     version: int
     record: str | None
+    put: messages.Record | None = None
 
 
 class ListRefused(Effect, frozen=True):

@@ -218,12 +218,13 @@ class Lists:
         effects: list[Effect] = []
         if observer is not None:
             effects = observer.on_replica(topic, replica, change, now)
-        changed = None
+        changed, put = None, None
         if type(message) is RecordPut:
-            changed = message.record.record
+            put = message.record
+            changed = put.record
         elif type(message) is RecordDeleted:
             changed = message.record
-        effects.append(ListChanged(message.name, message.version, changed))
+        effects.append(ListChanged(message.name, message.version, changed, put))
         if replica.acks:
             # Only now: the observer acts by this version from here on.
             effects.append(Send(self.hub, AcknowledgeList(message.name, message.version)))

@@ -159,6 +159,22 @@ def test_what_is_published_beside_a_driver_goes_out(session, other):
     assert run(wait, publish) == [None, False]
 
 
+def test_what_a_process_says_to_itself_ends_the_wait_of_its_driver(session, monkeypatch):
+    """1. One thread waits for a message, and drives. 2. Another publishes it, and leaves it to the driver to send what
+    is collected. 3. It is for this process itself: the driver has it without looking at a connection."""
+    messages, seen = session.subscribe("to myself"), []
+    session.publish("to myself", "so that the next one knows its reader")
+    messages.get(SOON_S)
+    reader = threading.Thread(target=lambda: seen.append(messages.get(SOON_S).value))
+    reader.start()
+    until(lambda: session.engine.driving)
+    monkeypatch.setattr(engine_module, "BURST_S", NEVER_S)
+    session.publish("to myself", 1)
+    reader.join(SOON_S / 2)
+    assert seen == [1]
+    reader.join()
+
+
 def test_deadlines_set_beside_a_driver_are_met(session):
     """1. The background thread sleeps without a limit. 2. A request gets one. 3. It fails in time."""
     until(lambda: session.engine.in_step)

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from raskid.client.futures import Future
-from raskid.client.waiting import result_in, result_of
+from raskid.client.waiting import result_in, result_of, take_steps, take_steps_in
 from raskid.model.errors import WaitTimeout
 
 
@@ -46,3 +46,60 @@ def test_a_limit_that_ran_out_elsewhere_is_told_as_it_is(wait):
     future.fail_with(WaitTimeout("the other end's limit"))
     with pytest.raises(WaitTimeout, match="the other end's limit"):
         wait(future)
+
+
+def take_blocking(steps):
+    return take_steps(steps)
+
+
+def take_async(steps):
+    return asyncio.run(take_steps_in(steps))
+
+
+@pytest.mark.parametrize("take", [take_blocking, take_async])
+def test_steps_are_given_results_and_errors_and_come_to_a_value(take):
+    done, failed, never = (Future(Engine()) for _ in range(3))
+    done.resolve_with(1)
+    failed.fail_with(KeyError("2"))
+
+    def steps():
+        results = [(yield done, None, "the first")]
+        try:
+            yield failed, 5.0, "the second"
+        except KeyError as error:
+            results.append(error.args)
+        with pytest.raises(WaitTimeout, match=r"the third within 0\.01 s"):
+            yield never, 0.01, "the third"
+        return results
+
+    def no_steps():
+        return "at once"
+        yield
+
+    def bad_steps():
+        yield failed, None, "the second"
+
+    assert take(steps()) == [1, ("2",)] and take(no_steps()) == "at once"
+    with pytest.raises(KeyError, match="2"):
+        take(bad_steps())
+
+
+def test_steps_of_a_coroutine_that_is_cancelled_hear_of_it():
+    heard = []
+
+    def steps():
+        try:
+            yield Future(Engine()), None, "anything"
+        except asyncio.CancelledError:
+            heard.append("cancelled")
+            raise
+
+    async def main():
+        task = asyncio.create_task(take_steps_in(steps()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert heard == ["cancelled"]

@@ -37,7 +37,7 @@ def test_a_list_is_followed_until_nobody_follows_it() -> None:
     assert lists.handle(WatchList(NAME), 0.0) == [watch(1)]
     assert lists.handle(WatchList(NAME), 0.0) == []
     assert told(lists, ListState(NAME, 3, [Record("r", b"1")])) == [ListChanged(NAME, 3, None)]
-    assert told(lists, RecordPut(NAME, 4, Record("s", b"2"))) == [ListChanged(NAME, 4, "s")]
+    assert told(lists, RecordPut(NAME, 4, Record("s", b"2"))) == [ListChanged(NAME, 4, "s", Record("s", b"2"))]
     assert told(lists, RecordDeleted(NAME, 5, "r")) == [ListChanged(NAME, 5, "r")]
     assert lists.replicas[NAME].records == {"s": Record("s", b"2")}
     assert lists.handle(UnwatchList(NAME), 0.0) == []
@@ -52,7 +52,7 @@ def test_what_answers_an_earlier_watch_is_not_taken_for_the_state() -> None:
     assert told(lists, ListState(NAME, 3, [])) == []
     assert told(lists, RecordPut(NAME, 4, Record("s", b"2"))) == []
     assert told(lists, ListState(NAME, 5, [])) == [ListChanged(NAME, 5, None)]
-    assert told(lists, RecordPut(NAME, 6, Record("s", b"2"))) == [ListChanged(NAME, 6, "s")]
+    assert told(lists, RecordPut(NAME, 6, Record("s", b"2"))) == [ListChanged(NAME, 6, "s", Record("s", b"2"))]
 
 
 def test_a_reader_that_must_acknowledge_later_asks_anew() -> None:
