@@ -1,6 +1,7 @@
 """Services with real processes."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 import raskid
+from raskid.core.steward import HELPER_FACTORY
 from raskid.services.recorder import read
 from tests.processes.helpers import alive, family, head_pid, nothing_left, run_script, wait_for
 
@@ -238,6 +240,19 @@ def test_in_asyncio(rk):
                 ark.publsh  # noqa: B018
 
     asyncio.run(main())
+
+
+def test_ps_shows_services(rk):
+    with pytest.raises(raskid.StartFailed):
+        rk.start_service("broken", fail)
+    rk.start_service("helper", HELPER_FACTORY)
+    command = [sys.executable, "-m", "raskid.cli.main", "ps", rk.url, "--json"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, env=env)
+    rows = {row["id"]: row for row in json.loads(done.stdout) if row["kind"] == "service"}
+    assert rows["broken"]["state"] == "failed ValueError: no luck" and rows["broken"]["pid"] is None
+    assert (rows["helper"]["state"], rows["helper"]["pid"]) == ("running", named(rk, "helper")["pid"])
+    rk.stop_service("helper")
 
 
 # ── Extensions ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raskid.core.dispatch import NOBODY, Dispatcher
 from raskid.core.effects import Effect
@@ -49,6 +49,16 @@ from raskid.protocol.messages import (
     TasksRecalled,
 )
 
+if TYPE_CHECKING:
+    # Needed to compile and to check this module, and not to run it.
+    from mypy_extensions import mypyc_attr
+else:
+
+    def mypyc_attr(**options):
+        """Leaves a class as it is."""
+        return lambda kind: kind
+
+
 RELEASES_MAX = 256
 #: One: a second task must not wait behind the first of the same client, which nobody but that client knows of.
 LEASE_SLOTS = 1
@@ -56,8 +66,9 @@ LEASE_SLOTS = 1
 EARLY_MAX = 1 << 20
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Manager:
-    """The core machine of the manager."""
+    """The core machine of the manager. A class derived from it can take its place (`raskid.connect(manager=)`)."""
 
     handles: frozenset[type[Message]] = frozenset(
         {

@@ -23,6 +23,7 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("local://name", Wanted("name", 0, "execute", local.START_S)),
         ("local://name/?role=message", Wanted("name", 0, "message", local.START_S)),
         ("local://two words", Wanted("two words", 0, "execute", local.START_S)),
+        ("local://?runners=1&manager=mine:M", Wanted("", 1, "execute", local.START_S, "mine:M")),
     ],
 )
 def test_what_urls_mean(url: str, wanted: Wanted) -> None:
@@ -50,12 +51,14 @@ def test_arguments_go_before_the_url() -> None:
         ("local://a/b", "holds no '/'"),
         ("local://runners=2", r"did you mean local://\?runners=2"),
         ("local://?runers=2", "unknown parameter 'runers'; did you mean 'runners'"),
-        ("local://?x=2", "known are runners, role, timeout"),
+        ("local://?x=2", "known are runners, role, timeout, manager"),
         ("local://?runners=2&runners=3", "has the parameter 'runners' twice"),
         ("local://?runners", "written as name=value"),
         ("local://t#part", "'#' has no meaning here"),
         ("local://?role=vew", "got 'vew'; did you mean 'view'"),
         ("local://t?runners=2", "attaches to the system 't', which has its runners already"),
+        ("local://t?manager=a:b", "attaches to the system 't', which has its manager already"),
+        ("local://?manager=", "got an empty text"),
     ],
 )
 def test_urls_that_cannot_be_used(url: str, text: str) -> None:
@@ -96,6 +99,14 @@ def test_time_limits_as_an_argument(value: Any, error: type[Exception]) -> None:
 def test_runners_do_not_go_with_a_name() -> None:
     with pytest.raises(ValueError, match="leave runners out"):
         connect("local://t", runners=2)
+
+
+def test_managers_as_an_argument() -> None:
+    assert read_url("local://?manager=a:b", manager="c:d").manager == "c:d"
+    with pytest.raises(ValueError, match="leave manager out"):
+        read_url("local://t", manager="c:d")
+    with pytest.raises(TypeError, match=r"manager is text.*did you mean manager='builtins:int'"):
+        read_url(manager=int)
 
 
 def test_a_number_is_no_url() -> None:
