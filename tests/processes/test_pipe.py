@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -231,6 +235,51 @@ def test_the_other_ends_go_away(own: Any) -> None:
         assert end["event"] == "end" and end["text"]
         code, said, errors = pipe.end()
         assert (code, said) == (1, []) and errors.startswith("raskid: ") and len(errors.splitlines()) == 1
+
+
+@pytest.fixture
+def with_command(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`raskid` is a command, also where it is not installed."""
+    command = tmp_path / "raskid"
+    command.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m raskid.cli.main \"$@\"\n")
+    command.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+
+
+@pytest.mark.usefixtures("with_command")
+def test_the_examples_of_the_document(rk: Any) -> None:
+    """1. A shell publishes, asks, and takes five messages. 2. A program serves."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "pipe.md").read_text(encoding="utf-8")
+    shell, program = (re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)[-1] for kind in ("sh", "python"))
+    publish, ask, take = shell.split("\n\n")
+    with rk.subscribe("mesh/ready") as messages:
+        run_shell(rk, publish)
+        assert messages.get(5)["step"] == 3
+    rk.serve("add", lambda a, b: a + b)
+    assert f"# {run_shell(rk, ask).stdout}" == ask.split("\n", 1)[1] + "\n"
+    rk.unserve("add")
+
+    with in_group(rk, ["/bin/sh", "-c", take]) as taker:
+        wait_for(lambda: rk.topics("reactions:mesh/ready").get("reactions:mesh/ready", {"records": 0})["records"])
+        for step in range(6):
+            rk.publish("mesh/ready", step=step)
+        assert taker.communicate(timeout=LIMIT_S)[0] == "0\n1\n2\n3\n4\n"
+    with in_group(rk, [sys.executable, "-c", program]):
+        assert rk.request("double", 21, timeout=LIMIT_S) == 42
+
+
+@contextlib.contextmanager
+def in_group(rk: Any, command: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended with all that it started."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=environment(rk), text=True, start_new_session=True
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 def test_files_and_no_system(rk: Any, tmp_path: Any) -> None:

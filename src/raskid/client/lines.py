@@ -10,8 +10,10 @@ Neither end grows without limit. Whoever takes lines stops them with `pause`; wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import select
+import stat
 from collections import deque
 from collections.abc import Callable
 
@@ -186,6 +188,12 @@ class LineWriter:
         self._room.set()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._listens = False
+        with contextlib.suppress(OSError):
+            # A pipe that nobody reads any more says so, even when there is nothing to write.
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                self._loop.add_reader(fd, self._look)
+                self._listens = True
 
     @property
     def has_room(self) -> bool:
@@ -223,8 +231,7 @@ class LineWriter:
         except (BlockingIOError, InterruptedError):
             self._watch()
         except OSError:
-            self.close()
-            self._on_broken()
+            self._break()
             return
         if not self._unwritten:
             self._empty.set()
@@ -245,6 +252,22 @@ class LineWriter:
         self._scheduled = True
         self._loop.call_soon(self._flush)
 
+    def _look(self) -> None:
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in self._poll.poll(0)):
+            self._break()
+        else:
+            self._listen_no_longer()
+
+    def _listen_no_longer(self) -> None:
+        if self._listens:
+            self._listens = False
+            self._loop.remove_reader(self._fd)
+
+    def _break(self) -> None:
+        if not self.broken:
+            self.close()
+            self._on_broken()
+
     def _watch(self) -> None:
         self._watched = True
         self._loop.add_writer(self._fd, self._flush)
@@ -257,6 +280,7 @@ class LineWriter:
     def close(self) -> None:
         """Write nothing more."""
         self._unwatch()
+        self._listen_no_longer()
         self.broken = True
         self._unwritten.clear()
         self._room.set()

@@ -268,5 +268,22 @@ def test_nobody_reads_any_more(ends: tuple[int, int], how: str) -> None:
     run(body)
 
 
+def test_a_pipe_that_nobody_reads_says_so_by_itself() -> None:
+    async def body() -> None:
+        read, write = os.pipe()
+        broken = asyncio.Event()
+        writer = LineWriter(write, broken.set)
+        writer.write(b"x")
+        await writer.written()
+        await turns()
+        assert not broken.is_set()
+        os.close(read)
+        await broken.wait()
+        assert writer.broken
+        os.close(write)
+
+    run(body)
+
+
 def test_a_chunk_is_less_than_a_line_may_have() -> None:
     assert CHUNK_BYTES < lines_module.LINE_BYTES_MAX
