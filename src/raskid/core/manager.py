@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from raskid.core import mypyc_attr
 from raskid.core.dispatch import NOBODY, Dispatcher
 from raskid.core.effects import Effect
 from raskid.core.events import Event, PeerGone, PeerJoined, Received, Tick
@@ -48,16 +49,6 @@ from raskid.protocol.messages import (
     TasksFinished,
     TasksRecalled,
 )
-
-if TYPE_CHECKING:
-    # Needed to compile and to check this module, and not to run it.
-    from mypy_extensions import mypyc_attr
-else:
-
-    def mypyc_attr(**options):
-        """Leaves a class as it is."""
-        return lambda kind: kind
-
 
 RELEASES_MAX = 256
 #: One: a second task must not wait behind the first of the same client, which nobody but that client knows of.
