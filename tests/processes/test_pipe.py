@@ -182,6 +182,26 @@ def test_a_session_and_a_program(rk: Any) -> None:
             rk.request("ask/pipe", timeout=0.1)
 
 
+def test_cells(rk: Any) -> None:
+    """1. The value that a cell has is told. 2. So are those that this session sets, and the program's own. 3. What the
+    program set stays when it has gone."""
+    cell = rk.cell("of/pipe")
+    cell.set({"step": 1})
+    with Pipe(rk) as pipe:
+        assert pipe.ask(do="cell", name="of/pipe") == {"id": "asked", "ok": True}
+        value = {"event": "value", "cell": "of/pipe"}
+        assert pipe.hear() == {**value, "value": {"step": 1}}
+        cell.set(b"2")
+        assert pipe.hear() == {**value, "value": {"$bytes": "Mg=="}}
+        pipe.say(do="set", name="of/pipe", value=3)
+        assert pipe.hear() == {**value, "value": 3}
+        pipe.ask(do="uncell", name="of/pipe")
+        pipe.ask(do="set", name="of/pipe", value=4)
+        assert pipe.end() == (0, [], "")
+    assert cell.wait(lambda found: found == 4, 5) == 4
+    cell.close()
+
+
 def test_what_was_published_last_arrives(rk: Any) -> None:
     with rk.subscribe("last") as messages:
         lines = "".join(f'{{"do": "publish", "topic": "last", "args": [{n}]}}\\n' for n in range(50))
