@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from raskid.client.shared import SharedDict
     from raskid.launch.connect import connect
     from raskid.model.errors import (
+        BasketFull,
         ConnectionRefused,
         InputFailed,
         NoSuchService,
         NotAllowed,
+        NotKept,
         NotRunning,
         Overflow,
         PeerLost,
@@ -58,10 +60,12 @@ _FACE = {
     "SharedDict": "raskid.client.shared",
     "Subscription": "raskid.client.messages",
     "TopicHandler": "raskid.client.logs",
+    "BasketFull": "raskid.model.errors",
     "ConnectionRefused": "raskid.model.errors",
     "InputFailed": "raskid.model.errors",
     "NoSuchService": "raskid.model.errors",
     "NotAllowed": "raskid.model.errors",
+    "NotKept": "raskid.model.errors",
     "NotRunning": "raskid.model.errors",
     "Overflow": "raskid.model.errors",
     "PeerLost": "raskid.model.errors",
@@ -79,6 +83,7 @@ _FACE = {
 }
 
 __all__ = [
+    "BasketFull",
     "Cell",
     "Channel",
     "ConnectionRefused",
@@ -88,6 +93,7 @@ __all__ = [
     "Message",
     "NoSuchService",
     "NotAllowed",
+    "NotKept",
     "NotRunning",
     "Overflow",
     "PeerLost",

@@ -84,6 +84,14 @@ class Overflow(RaskidError):
     """A bounded queue stayed full for the whole time limit of a blocking publish."""
 
 
+class NotKept(RaskidError, LookupError):
+    """A basket was asked about a topic that it does not keep."""
+
+
+class BasketFull(RaskidError):
+    """A basket keeps as many topics as it can."""
+
+
 class TaskLost(RaskidError):
     """A task was started as often as is allowed, and its runner was lost each time."""
 
