@@ -19,11 +19,13 @@ def test_a_tuple_is_complete_when_each_has_a_new_value(rk, other):
     joined = rk.when_all(a, b, cell)
     for number in range(3):
         other.channel("join a").put(number)
+    until(lambda: len(a._reading._messages) == 3)
     with pytest.raises(WaitTimeout, match=r"no value on channel 'join b' within 0\.01 s"):
         joined.get(0.01)
     rk.channel("join b").put("x")
     assert joined.get(5) == (0, "x", 10)
     rk.channel("join b").put("y")
+    until(lambda: b._reading._messages)
     with pytest.raises(WaitTimeout, match="cell 'join c' had no new value"):
         joined.get(0.05)
     cell.set(11)
@@ -98,6 +100,8 @@ def test_coroutines(head):
             await channel.put(1)
             with pytest.raises(RuntimeError, match="are being read already"):
                 await joined.next()
+            while not joined._taken:
+                await asyncio.sleep(0)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
