@@ -151,3 +151,25 @@ def test_extensions_are_made_once_and_anew_when_others_are_registered(
         with pytest.raises(AttributeError, match="neither a call nor an extension 'mien'; did you mean 'mine'"):
             session.mien  # noqa: B018
         assert not hasattr(session, "__deepcopy__")
+
+
+def test_extensions_in_asyncio(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    import raskid
+    from raskid.client.aio import AsyncSession
+    from raskid.services import extension as extension_module
+
+    monkeypatch.setattr(extension_module, "_registered", {})
+
+    class Awaited(raskid.Extension):
+        pass
+
+    class Both(raskid.Extension):
+        asynchronous = Awaited
+
+    raskid.register("both", Both)
+    raskid.register("blocking", Awaited)
+    with head.session() as session:
+        face = AsyncSession(session)
+        assert isinstance(face.both, Awaited) and face.both.session is face and isinstance(session.both, Both)
+        with pytest.raises(AttributeError, match=r"'blocking' is not for asyncio.*to_thread\(rk\.session\.blocking"):
+            face.blocking  # noqa: B018
