@@ -1,7 +1,12 @@
 """Channels and cells between processes."""
 
+import os
+import threading
+import warnings
+
 import pytest
 
+import raskid
 from tests.processes.helpers import run_script, script, wait_for
 
 pytestmark = pytest.mark.slow
@@ -86,7 +91,30 @@ def test_a_channel_between_processes(rk, tmp_path):
         assert channel.get(5) == 0.5
 
 
-def publish(topic, value):
-    import raskid
+def test_a_forked_process_has_what_was_known_and_no_more(rk):
+    """A thread waits for a change when the process is forked: the child neither waits nor writes."""
+    cell, seen = rk.cell("forked"), []
+    cell.set(1)
+    reader = threading.Thread(target=lambda: seen.append(cell.wait(lambda value: value == 2, 20)))
+    reader.start()
+    wait_for(lambda: cell._change is not None)
+    with warnings.catch_warnings():
+        # Forking beside threads is what is tried here.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            cell.set(3)
+        except raskid.SessionClosed:
+            code = 10 + cell.value if list(cell) == [1] else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 11
+    cell.set(2)
+    reader.join(10)
+    assert seen == [2]
 
+
+def publish(topic, value):
     raskid.publish(topic, value)

@@ -138,7 +138,6 @@ class CellHandle(Source):
         self.closed = False
         self._capacity = capacity
         self._gate = gate
-        self.lock = session.engine.lock
         #: The record as the list has it, and as this handle gives it: the last one that fits.
         self._seen: Record | None = None
         self._present: Record | None = None
@@ -146,6 +145,11 @@ class CellHandle(Source):
         self._loops: weakref.WeakSet[CellValues] = weakref.WeakSet()
         self._calls: list[tuple[CellValues, Callback]] = []
         self._change: Future | None = None
+
+    @property
+    def lock(self) -> Any:
+        """The session's lock, which is another one in a process that was forked."""
+        return self._session.engine.lock
 
     def enter(self) -> None:
         """Its list is followed and known: be told of its changes from now on."""
@@ -184,6 +188,10 @@ class CellHandle(Source):
         change, self._change = self._change, None
         if change is not None:
             change.resolve_with(None)
+
+    def abandon(self) -> None:
+        """In a process that was forked: those who wait are not here."""
+        self._change = None
 
     def failed(self, error: Exception) -> None:
         """The session has ended."""

@@ -42,6 +42,13 @@ class Flows(Topics):
                 for cell in list(cells):
                     cell.failed(fresh(error))
 
+    def abandon(self) -> None:
+        """As `Connection.abandon`."""
+        for cells in list(self.cells.values()):
+            for cell in list(cells):
+                cell.abandon()
+        super().abandon()
+
     def is_used(self) -> bool:
         """As `Connection.is_used`; callbacks of cells count as well."""
         return bool(self.called_cells) or super().is_used()
