@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raskid.client.futures import Future
     from raskid.client.logs import TopicHandler
     from raskid.client.messages import Message, Subscription
+    from raskid.client.reactions import Draft, Failure, Op, ReactionHandle
     from raskid.client.reading import when_all
     from raskid.client.session import Session
     from raskid.client.shared import SharedDict
@@ -61,6 +62,10 @@ _FACE = {
     "Subscription": "raskid.client.messages",
     "TopicHandler": "raskid.client.logs",
     "BasketFull": "raskid.model.errors",
+    "Draft": "raskid.client.reactions",
+    "Failure": "raskid.client.reactions",
+    "Op": "raskid.client.reactions",
+    "ReactionHandle": "raskid.client.reactions",
     "ConnectionRefused": "raskid.model.errors",
     "InputFailed": "raskid.model.errors",
     "NoSuchService": "raskid.model.errors",
@@ -87,7 +92,9 @@ __all__ = [
     "Cell",
     "Channel",
     "ConnectionRefused",
+    "Draft",
     "Extension",
+    "Failure",
     "Future",
     "InputFailed",
     "Message",
@@ -95,9 +102,11 @@ __all__ = [
     "NotAllowed",
     "NotKept",
     "NotRunning",
+    "Op",
     "Overflow",
     "PeerLost",
     "RaskidError",
+    "ReactionHandle",
     "RemoteError",
     "ResultNotSendable",
     "Session",

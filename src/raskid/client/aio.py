@@ -24,6 +24,7 @@ from raskid.client.extensions import SERVICE_S, STOP_S, check_start_s, not_ended
 from raskid.client.futures import Future
 from raskid.client.mapping import MapResult
 from raskid.client.messages import ANSWER_S, Message, Subscription
+from raskid.client.reactions import Op, ReactionHandle
 from raskid.client.reading import Joined, when_all
 from raskid.client.requests import SERVE_S, not_served
 from raskid.client.shared import PUT_S, SharedDict
@@ -120,7 +121,9 @@ class AsyncSession:
             plan = session.plan_of(topic)
         if not plan and plan is not None:
             return
-        rooms = session.begin_publish(topic, args, fields, waits=True)
+        rooms, waiter = session.begin_publish(topic, args, fields, waits=True)
+        if waiter is not None:
+            await session.wait_passed_async(waiter)
         if not rooms:
             return
         with contextlib.suppress(TimeoutError):
@@ -130,13 +133,10 @@ class AsyncSession:
         session.end_publish(topic, rooms)
 
     async def subscribe(
-        self, topic: str, callback: Callable[[Message], Any] | None = None, *, capacity: int = 1024,
-        overflow: str = BLOCK, timeout: float = SETTLE_S,
+        self, topic: str, callback: Callable[[Message], Any] | None = None, *, timeout: float = SETTLE_S, **options: Any
     ) -> Subscription:  # fmt: skip
-        """As `Session.subscribe`. Leave it with ``await subscription.aclose()``, or ``async with``."""
-        subscription, future = self.session.subscribe_nowait(
-            topic, callback, capacity=capacity, overflow=overflow, timeout=timeout
-        )
+        """As `Session.subscribe`, with its options; leave it with ``await subscription.aclose()`` or ``async with``."""
+        subscription, future = self.session.subscribe_nowait(topic, callback, timeout=timeout, **options)
         try:
             reply = await result_in(future, timeout + ANSWER_S, topics_module.not_subscribed(topic))
         except BaseException:
@@ -144,6 +144,25 @@ class AsyncSession:
             raise
         subscription.silent = reply.silent
         return subscription
+
+    # ── reactions ──
+
+    def op(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Op:
+        """As `Session.op`; nothing has to be awaited."""
+        return self.session.op(function, *args, **kwargs)
+
+    def react(self, topic: str, /, *operations: Any, **options: Any) -> Any:
+        """As `Session.react`; what installs the reaction is awaited: ``await rk.react(topic).map(f).forward("x")``."""
+        return self.session.react(topic, *operations, **options)
+
+    async def link(self, source: Any, target: Any, *operations: Any, **options: Any) -> ReactionHandle:
+        """As `Session.link`."""
+        handle: ReactionHandle = await self.session.link(source, target, *operations, **options)
+        return handle
+
+    async def reactions(self, topic: str) -> list[dict[str, Any]]:
+        """As `Session.reactions`."""
+        return await take_steps_in(self.session.listing_reactions(topic))
 
     async def shared(self, name: str) -> AsyncSharedDict:
         """As `Session.shared`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import os
 import platform
+import random
 import socket
 import threading
 import time
@@ -25,8 +26,11 @@ from raskid.client.mapping import MapResult
 from raskid.client.messages import Subscription
 from raskid.core.calls import Calls
 from raskid.core.effects import (
+    CheckCode,
     Effect,
+    Passed,
     Replied,
+    RunCode,
     Told,
 )
 from raskid.core.events import (
@@ -66,6 +70,7 @@ from raskid.protocol.messages import (
     RequestRefused,
     needed_role,
 )
+from raskid.services.outgoing import Outgoing
 from raskid.services.settings import new_origin
 
 if TYPE_CHECKING:
@@ -146,11 +151,12 @@ class Connection:
         self.engine = Engine(self.driver, lambda: [*submitter.flush(), *messaging.collect()])
         # The threads hold the engine, so it must not hold the session: one that nobody has any more is to end.
         driver = self.driver
+        self._outgoing = Outgoing(driver, messaging, self.engine.tell, replaces=False)
         self.engine.on_release = lambda tasks: driver.handle(ReleaseValues(tasks))
         self.engine.on_cancel = lambda tasks: driver.handle(CancelValues(tasks))
         self._finalizer = weakref.finalize(
             self, _dropped, f"{peer_id} at {url or head_address}", self.engine, self._processes, self._listener,
-            on_close,
+            self._outgoing, on_close,
         )  # fmt: skip
         self._finalizer.atexit = False
         self._on_close = on_close
@@ -164,7 +170,8 @@ class Connection:
     def _assemble(self, head: PeerId) -> Station:
         """The machines of a session."""
         self._lists = Lists(head)
-        self._messaging = Messaging(self._lists)
+        where = f"{self.peer.identity.peer} on {self.peer.identity.host}"
+        self._messaging = Messaging(self._lists, random.Random(self._ids.origin).randrange, where)
         self._calls = Calls(self._lists)
         self._submitter = Submitter(self.peer.own_ref, head, self._ids, self._lists)
         self._relay = RelayEnd(head, self._ids)
@@ -181,7 +188,14 @@ class Connection:
 
     def _effects(self) -> dict[type[Effect], Callable[[Any], None]]:
         """Who takes which effect; parts of a session add theirs."""
-        return {Replied: self._on_replied, Told: self._on_told}
+        outgoing = self._to_outgoing
+        return {
+            Replied: self._on_replied, Told: self._on_told,
+            RunCode: outgoing, CheckCode: outgoing, Passed: outgoing,
+        }  # fmt: skip
+
+    def _to_outgoing(self, effect: Effect) -> None:
+        self._outgoing.on_effect(effect)
 
     def _apply(self, effect: Effect) -> None:
         handler = self._appliers.get(type(effect))
@@ -338,6 +352,8 @@ class Connection:
                 return
             self._closing = True
         try:
+            with engine.lock:
+                self.driver.perform(self._messaging.flush_windows(self.driver.clock()))
             engine.flush()
             until = time.monotonic() + DRAIN_S
             while engine.failure is None and self._unwritten() and time.monotonic() < until:
@@ -355,7 +371,7 @@ class Connection:
             self.engine.owner = None
         self.engine.rouse_all()
         self._finalizer.detach()
-        _shut(self.engine, self._processes, self._listener, self._on_close)
+        _shut(self.engine, self._processes, self._listener, self._outgoing, self._on_close)
 
     def _drain(self, timeout: float) -> None:
         """Write what was sent and is still here, while the other ends take it."""
@@ -365,6 +381,8 @@ class Connection:
             return not self._unwritten()
 
         try:
+            with engine.lock:
+                self.driver.perform(self._messaging.flush_windows(self.driver.clock()))
             # What is only collected so far is nobody's yet.
             engine.flush()
             if engine.serves_this_thread():
@@ -414,10 +432,12 @@ def _weak_apply(session: weakref.ref[Connection]) -> Callable[[Effect], None]:
 
 
 def _shut(
-    engine: Engine, processes: ProcessWatch, listener: Listener | None, on_close: Callable[[], None] | None
-) -> None:
+    engine: Engine, processes: ProcessWatch, listener: Listener | None, outgoing: Outgoing,
+    on_close: Callable[[], None] | None,
+) -> None:  # fmt: skip
     """Give everything back; on a thread that may wait."""
     processes.close()
+    outgoing.close()
     engine.close()
     unguard(engine.lock)
     if listener is not None:

@@ -63,6 +63,31 @@ class Declaration:
         return f"<raskid declaration {self}>"
 
 
+def check_of(end: Any) -> Operation | None:
+    """The operation that checks for a channel or cell what is to go into it; None where nothing is declared."""
+    found = _standing_of(end)
+    return Operation(CHECK, (), found.fields) if found is not None else None
+
+
+def check_fits(source: Any, target: Any) -> None:
+    """Raise ValueError when what one channel or cell declares can never go into the other."""
+    out, into = _standing_of(source), _standing_of(target)
+    if out is None or into is None:
+        return
+    given, wanted = out.fields.get("type", "any"), into.fields.get("type", "any")
+    if given != wanted and "any" not in (given, wanted) and (given, wanted) != ("int", "float"):
+        raise ValueError(
+            f"what {source._gate.what} carries ({out}) does not go into {target._gate.what} ({into}); convert it on "
+            "the way: rk.link(source, target, function)"
+        )
+
+
+def _standing_of(end: Any) -> Declaration | None:
+    gate = getattr(end, "_gate", None)
+    found: Declaration | None = gate.standing if gate is not None else None
+    return found
+
+
 def declare(type: Any = None, min: Any = None, max: Any = None, shape: Any = None) -> Declaration | None:
     """A declaration from what a user gives; None when that is nothing.
 

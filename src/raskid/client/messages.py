@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -39,6 +40,8 @@ class Message(msgspec.Struct, eq=False):
         topic: Where it was published.
         publisher: The id of the peer that published it.
         dropped: How many messages of that publisher the subscription's policy left out just before this one.
+        number: Its number among those of its publisher and topic, from 1; 0 where numbers were not asked for.
+        again: Whether another member of the class has had it already, and may have done what it asks for.
     """
 
     topic: str
@@ -49,6 +52,10 @@ class Message(msgspec.Struct, eq=False):
     _credit: int = 0
     _args: tuple[Any, ...] = ()
     _fields: dict[str, Any] | None = None
+    number: int = 0
+    again: bool = False
+    #: Who sent it, where that is not its publisher.
+    _sender: PeerId | None = None
 
     def _open(self) -> None:
         if self._body is not None:
@@ -120,6 +127,8 @@ class Subscription:
         topic: str,
         capacity: int,
         callback: Callable[[Message], Any] | None,
+        pulls: bool = False,
+        acks: bool = False,
     ) -> None:
         self._session = session
         self.id = identifier
@@ -128,6 +137,18 @@ class Subscription:
         self.silent: tuple[str, ...] = ()
         self.dropped = 0
         self.closed = False
+        #: The reaction that it comes from, where its owner has a handle on that.
+        self.handle: Any = None
+        #: Messages come only when somebody asks for them: from these publishers, and of them these were asked.
+        self._pulls = pulls
+        self._publishers: dict[PeerId, None] = {}
+        self._asked: set[PeerId] = set()
+        self._wanted = False
+        #: Messages are to be acknowledged: those that are being handled, by the thread or coroutine that has them.
+        self._acks = acks
+        self._held: dict[Any, Message] = {}
+        #: Told of introductions, if somebody wants to know from which number on messages come.
+        self.on_introduced: Callable[[PeerId, int], None] | None = None
         #: The session ended before the subscription did.
         self._orphaned = False
         self._callback = Callback(session.engine, callback) if callback is not None else None
@@ -147,21 +168,63 @@ class Subscription:
         topic, publisher, dropped = arrived.topic, arrived.publisher, arrived.dropped
         messages = [Message(topic, publisher, 0, body) for body in arrived.bodies]
         if not messages:
+            self._introduced(arrived)
             return
+        if arrived.numbers or arrived.on_behalf or arrived.again or self._pulls:
+            self._add_facts(messages, arrived)
         if dropped:
             self.dropped += dropped
             messages[0].dropped = dropped
-        uncredited = self._uncredited.pop(publisher, 0)
-        for at in range(self._batch - uncredited - 1, len(messages), self._batch):
-            messages[at]._credit = self._batch
-        if left := (uncredited + len(messages)) % self._batch:
-            self._uncredited[publisher] = left
+        if not (self._acks or self._pulls):
+            self._count_credit(messages, publisher)
         if self._callback is not None:
             self._callback.call_each([(message,) for message in messages], self._through)
             return
         self._messages.extend(messages)
         for _ in range(min(len(messages), len(self._waiters))):
             self._wake_one()
+
+    def _count_credit(self, messages: list[Message], publisher: PeerId) -> None:
+        """Note with which of these messages their publisher is to be given credit."""
+        uncredited = self._uncredited.pop(publisher, 0)
+        for at in range(self._batch - uncredited - 1, len(messages), self._batch):
+            messages[at]._credit = self._batch
+        if left := (uncredited + len(messages)) % self._batch:
+            self._uncredited[publisher] = left
+
+    def _add_facts(self, messages: list[Message], arrived: Arrived) -> None:
+        """Note what is known of messages besides what is in them."""
+        sender, numbers = arrived.publisher, arrived.numbers
+        for at, message in enumerate(messages):
+            if at < len(numbers):
+                message.number = numbers[at]
+            message.again = arrived.again
+            if arrived.on_behalf:
+                message.publisher, message._sender = arrived.on_behalf, sender
+        self._asked.discard(sender)
+
+    def _introduced(self, arrived: Arrived) -> None:
+        """A publisher says that messages come from it, and from which number on."""
+        publisher = arrived.publisher
+        if self._pulls:
+            self._publishers[publisher] = None
+            if self._asked or self._waiters or self._wanted:
+                self._ask(publisher)
+        if self.on_introduced is not None and arrived.numbers:
+            self.on_introduced(publisher, arrived.numbers[0])
+
+    def _ask(self, publisher: PeerId) -> None:
+        if publisher not in self._asked:
+            self._asked.add(publisher)
+            self._session.took(self, publisher, 1)
+
+    def _ask_all(self) -> None:
+        """Somebody wants a message: ask every publisher for one, unless that was done."""
+        with self._session.engine.lock:
+            if not self._messages and not self.closed:
+                self._wanted = True
+                for publisher in list(self._publishers):
+                    self._ask(publisher)
 
     @property
     def has_callback(self) -> bool:
@@ -172,6 +235,8 @@ class Subscription:
         """A publisher sends nothing more."""
         self.dropped += dropped
         self._uncredited.pop(publisher, None)
+        self._publishers.pop(publisher, None)
+        self._asked.discard(publisher)
 
     def ended(self) -> None:
         """Nothing more will come: the subscription was closed, or the session has ended."""
@@ -216,13 +281,34 @@ class Subscription:
 
     def _through(self, message: Message) -> None:
         """A reader has taken a message, or a callback is through with it."""
-        if message._credit:
-            self._session.took(self, message.publisher, message._credit)
+        if self._acks and message.number:
+            self._session.handled(self, message._sender or message.publisher, message.number)
+        elif message._credit:
+            self._session.took(self, message._sender or message.publisher, message._credit)
+
+    def _hold(self, message: Message | None) -> None:
+        """A reader takes a message that is to be acknowledged: it is through with the one before."""
+        key = _reader()
+        with self._session.engine.lock:
+            before = self._held.pop(key, None)
+            if message is not None:
+                self._held[key] = message
+        if before is not None:
+            self._through(before)
+
+    def done(self) -> None:
+        """Where messages are acknowledged: the reader on this thread, or in this coroutine, is through with the one
+        that it took last. Otherwise it is when it takes the next."""
+        self._hold(None)
 
     def _pop(self) -> Message | None:
         """The next message, if one is here."""
         messages = self._messages
         try:
+            if self._acks:
+                message = messages.popleft()
+                self._hold(message)
+                return message
             if messages[0]._credit:
                 return self._pop_credited()
             message = messages.popleft()
@@ -276,6 +362,10 @@ class Subscription:
             raise TypeError(f"the messages on {self.topic!r} go to a callback; subscribe without one to read them")
         deadline = None if timeout is None else time.monotonic() + timeout
         while (message := self._pop()) is None:
+            if self._acks and self._held:
+                self._hold(None)
+            if self._pulls:
+                self._ask_all()
             if self.closed:
                 # One that came just before the end is still to be taken.
                 return self._pop()
@@ -298,6 +388,10 @@ class Subscription:
             raise TypeError(f"the messages on {self.topic!r} go to a callback; subscribe without one to read them")
         lock = self._session.engine.lock
         while (message := self._pop()) is None:
+            if self._acks and self._held:
+                self._hold(None)
+            if self._pulls:
+                self._ask_all()
             with lock:
                 if self._messages:
                     continue
@@ -328,6 +422,13 @@ class Subscription:
         )
         return session.ask(request)
 
+    def _release_held(self) -> None:
+        """Before the end: what its readers took, and have been through with, is theirs."""
+        with self._session.engine.lock:
+            held, self._held = list(self._held.values()), {}
+        for message in held:
+            self._through(message)
+
     def _what(self) -> str:
         return f"the hub did not confirm the end of a subscription to {self.topic!r}"
 
@@ -350,6 +451,7 @@ class Subscription:
                 f"close() of a subscription to {self.topic!r} would block the event loop that serves it; use "
                 "`await subscription.aclose()`, or `async with`"
             )
+        self._release_held()
         try:
             result_of(self.close_nowait(timeout), timeout + ANSWER_S, self._what())
         finally:
@@ -360,6 +462,7 @@ class Subscription:
         timeout = check_seconds("timeout", timeout)
         if self.closed:
             return
+        self._release_held()
         try:
             await result_in(self.close_nowait(timeout), timeout + ANSWER_S, self._what())
         finally:
@@ -369,15 +472,34 @@ class Subscription:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._after(error)
         self.close()
 
     async def __aenter__(self) -> Subscription:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._after(error)
         await self.aclose()
+
+    def _after(self, error: tuple[object, ...]) -> None:
+        if error and error[0] is not None:
+            # What was being handled was not done: it is for another member.
+            with self._session.engine.lock:
+                self._held.clear()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
         waiting = "called back" if self._callback is not None else f"{len(self._messages)} waiting"
         return f"<raskid.Subscription to {self.topic!r}: {state}, {waiting}, {self.dropped} dropped>"
+
+
+def _reader() -> Any:
+    """Who takes messages here: this coroutine's task, or this thread."""
+    if running_loop() is not None:
+        import asyncio
+
+        task = asyncio.current_task()
+        if task is not None:
+            return task
+    return threading.get_ident()

@@ -6,10 +6,11 @@ from typing import Any
 
 from raskid.client.extensions import Extensions
 from raskid.client.flows import Flows
+from raskid.client.reacting import Reacting
 from raskid.client.requests import Requests
 
 
-class Session(Flows, Requests, Extensions):
+class Session(Reacting, Flows, Requests, Extensions):
     """A connection to a system. Made by `raskid.connect`; use it with ``with``, or ``async with``.
 
     What is no call of its own is an extension: ``rk.recorder``, or one that `raskid.register` or a package brings.

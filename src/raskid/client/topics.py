@@ -11,12 +11,18 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import msgspec
-
-from raskid.client.checks import check_callable, check_count, check_name, check_prefix, check_seconds
+from raskid.client.checks import (
+    check_callable,
+    check_count,
+    check_flag,
+    check_name,
+    check_prefix,
+    check_seconds,
+    check_text,
+)
 from raskid.client.connection import Connection, error_of
 from raskid.client.engine import fresh
 from raskid.client.futures import Future
@@ -36,15 +42,18 @@ from raskid.core.effects import (
 )
 from raskid.core.events import (
     Announce,
+    Handled,
     PeerGone,
     Subscribed,
     Took,
     UnwatchList,
     WatchList,
 )
-from raskid.core.messaging import Target
+from raskid.core.operations import check_operation
+from raskid.core.targets import Target
 from raskid.model.errors import RaskidError
 from raskid.model.ids import PeerId
+from raskid.model.operations import CHOOSE, Operation
 from raskid.model.topics import REACTIONS, SHARED, check_list_name, list_name
 from raskid.protocol.messages import (
     ROLE_MESSAGE,
@@ -52,8 +61,20 @@ from raskid.protocol.messages import (
     PutRecord,
     TopicsListed,
 )
-from raskid.protocol.reactions import BLOCK, CAPACITY_MAX, JUST_DELIVER, OVERFLOWS, Reaction
+from raskid.protocol.reactions import (
+    BLOCK,
+    BY_METRIC,
+    CAPACITY_MAX,
+    CHOICES,
+    JUST_DELIVER,
+    OVERFLOWS,
+    PULL,
+    ROUND_ROBIN,
+    Reaction,
+    encode_reaction,
+)
 from raskid.protocol.values import encode_message
+from raskid.services.outgoing import Waiter
 from raskid.services.publishing import BLOCK_S as BLOCK_S  # noqa: PLC0414 - for `raskid.client.aio`, too
 from raskid.services.publishing import not_taken
 
@@ -65,10 +86,10 @@ FOLLOW_S = 10.0
 class Room(Future):
     """Done when a message has left the queue of a full subscription with policy "block"."""
 
-    def __init__(self, session: Topics, target: Target) -> None:
+    def __init__(self, session: Topics, target: Target, number: int) -> None:
         super().__init__(session.engine)
         self.target = target
-        self.number = target.number
+        self.number = number
 
 
 class Topics(Connection):
@@ -150,12 +171,16 @@ class Topics(Connection):
         """Send a message to whoever reacts to `topic`; costs one look-up when nobody does.
 
         A single value that is a function, a lambda, a bound method or a `functools.partial` is called only if somebody
-        reacts, and its result is the message. (A class, or another object that can be called, is not: it is a value
+        reacts, and its result is the message: a plain dict with text for all keys gives the message's named fields, any
+        other result is the one value. (A class, or another object that can be called, is not: it is a value
         that messages do not carry.) Values are plain data and numpy arrays; other objects raise `ValueNotSendable`.
 
         While a subscription with policy "block" is full, this waits for it. A callback never waits: what it publishes
         then is queued up to the subscription's capacity, and beyond that the oldest such message is left out and
         counted in the `dropped` of the next.
+
+        Reactions with code run before this returns, so that what was published may be changed afterwards; each has a
+        limit of time. Only code of a reaction that publishes does not wait for other code.
 
         Raises:
             TopicNameError: The topic's name cannot be used.
@@ -176,7 +201,9 @@ class Topics(Connection):
                 result_of(self.announce_nowait(topic), FOLLOW_S, not_announced(topic))
                 plan = self.plan_of(topic)
         if plan or plan is None:
-            rooms = self.begin_publish(topic, args, fields, self._may_block())
+            rooms, waiter = self.begin_publish(topic, args, fields, self._may_block())
+            if waiter is not None and not self.engine.serves_this_thread():
+                self._wait_passed(waiter)
             if rooms:
                 self._wait_rooms(topic, rooms)
 
@@ -211,22 +238,78 @@ class Topics(Connection):
             return engine.loop is not running_loop()
         return threading.get_ident() not in engine.callback_threads
 
-    def begin_publish(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool) -> Sequence[Room]:
-        """Send or queue a message; if the publisher `waits`, give what it has to wait for."""
+    def begin_publish(
+        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool
+    ) -> tuple[Sequence[Room], Waiter | None]:
+        """Send or queue a message, and take it through reactions.
+
+        Returns:
+            If the publisher `waits`, the full queues that it has to wait for; and whom to wait for before anything that
+            was published may be changed, if code of reactions runs.
+        """
+        messaging = self._messaging
+        if topic in messaging.complex:
+            return self._react(topic, args, fields, waits)
         body = encode_message(args, fields)
         engine = self.engine
         rooms: Sequence[Room] = ()
         with engine.lock:
             if engine.failure is not None or engine.closing:
                 engine.check_alive()
-            self.driver.perform(self._messaging.publish(topic, body, waits))
+            self.driver.perform(messaging.publish(topic, body, waits, self.driver.clock()))
             if waits:
                 for target in self._plans.get(topic, ()):
-                    if target.queue and target.overflow == BLOCK:
-                        self._rooms.setdefault(target.subscription, deque()).append(room := Room(self, target))
-                        rooms = [*rooms, room]
+                    if type(target) is Target and target.queue and target.overflow == BLOCK:
+                        rooms = [*rooms, self._room(target, target.number)]
         engine.prompt()
-        return rooms
+        return rooms, None
+
+    def _react(
+        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool
+    ) -> tuple[Sequence[Room], Waiter | None]:
+        engine = self.engine
+        rooms: Sequence[Room] = ()
+        engine.check_alive()
+        # Held on to what is in the queues: they may be empty a moment later.
+        full, waiter = self._outgoing.publish(topic, args, fields, waits)
+        if full:
+            with engine.lock:
+                rooms = [self._room(target, place) for target, place in full if _waits_there(target, place)]
+        engine.prompt()
+        return rooms, waiter
+
+    def _room(self, target: Target, place: int) -> Room:
+        room = Room(self, target, place)
+        self._rooms.setdefault(target.subscription, deque()).append(room)
+        return room
+
+    def _wait_passed(self, waiter: Waiter) -> None:
+        """Wait until code of reactions is through with what was published."""
+        self.engine.flush()
+        with self.engine.waiting():
+            self._outgoing.wait(waiter, self.engine.check_alive)
+
+    async def wait_passed_async(self, waiter: Waiter) -> None:
+        """As `_wait_passed`, in the event loop that drives this session."""
+        import asyncio
+
+        loop = asyncio.get_running_loop()
+        through = asyncio.Event()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(through.set)
+
+        with self.engine.lock:
+            waiter.callback = wake
+            if waiter.done:
+                return
+        self.engine.flush()
+        while not through.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._outgoing.patience()):
+                    await through.wait()
+            self.engine.check_alive()
 
     def _wait_rooms(self, topic: str, rooms: Sequence[Room]) -> None:
         deadline = time.monotonic() + BLOCK_S
@@ -256,7 +339,9 @@ class Topics(Connection):
 
     def subscribe(
         self, topic: str, callback: Callable[[Message], Any] | None = None, *, capacity: int = 1024,
-        overflow: str = BLOCK, timeout: float = SETTLE_S,
+        overflow: str = BLOCK, timeout: float = SETTLE_S, pull: bool = False, history: int = 0,
+        fields: Iterable[str] | None = None, numbered: bool = False, one_of: str = "",
+        choose_by: str = ROUND_ROBIN, ack: bool = False, value: Any = None,
     ) -> Subscription:  # fmt: skip
         """Receive the messages of a topic. Returns when every present publisher has acknowledged it.
 
@@ -267,6 +352,16 @@ class Topics(Connection):
             capacity: How many messages of one publisher may wait here.
             overflow: What a publisher does beyond that: "block", "drop_oldest", "drop_newest" or "latest".
             timeout: How long to wait for publishers, in seconds; those that were silent stand in `.silent`.
+            pull: Nothing is sent, nor made where it is a function, before the reader asks for a message; it gets the
+                next one that is published then.
+            history: So many messages that publishers keep (`Draft.keep`) come first; -1: all.
+            fields: Only these fields of messages, and no positional values.
+            numbered: Messages have their `number`.
+            one_of: A class of subscriptions; one of them gets each message,
+            choose_by: chosen "round_robin", by "random", "least_loaded", or the least "by_value".
+            ack: With `one_of`: a message that its reader is not through with when that goes is for another. A reader
+                is through with a message when its callback has returned, or when it takes the next.
+            value: What this subscription says of itself, a number where the choice goes by it.
 
         Raises:
             TypeError, ValueError: An argument cannot be used; the text says which and why.
@@ -274,8 +369,9 @@ class Topics(Connection):
             WaitTimeout: The hub did not answer.
         """
         subscription, future = self.subscribe_nowait(
-            topic, callback, capacity=capacity, overflow=overflow, timeout=timeout
-        )
+            topic, callback, capacity=capacity, overflow=overflow, timeout=timeout, pull=pull, history=history,
+            fields=fields, numbered=numbered, one_of=one_of, choose_by=choose_by, ack=ack, value=value,
+        )  # fmt: skip
         try:
             reply = result_of(future, timeout + ANSWER_S, not_subscribed(topic))
         except BaseException:
@@ -286,7 +382,9 @@ class Topics(Connection):
 
     def subscribe_nowait(
         self, topic: str, callback: Callable[[Message], Any] | None = None, *, capacity: int = 1024,
-        overflow: str = BLOCK, timeout: float = SETTLE_S,
+        overflow: str = BLOCK, timeout: float = SETTLE_S, pull: bool = False, history: int = 0,
+        fields: Iterable[str] | None = None, numbered: bool = False, one_of: str = "",
+        choose_by: str = ROUND_ROBIN, ack: bool = False, value: Any = None,
     ) -> tuple[Subscription, Future]:  # fmt: skip
         """As `subscribe`, without waiting: the future is done when the publishers have acknowledged."""
         topic = check_name(topic)
@@ -296,17 +394,26 @@ class Topics(Connection):
             raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, got {overflow!r:.60}")
         capacity = check_count("capacity", capacity, 1, CAPACITY_MAX)
         timeout = check_seconds("timeout", timeout)
+        _check_manner(callback, overflow, pull, one_of, choose_by, ack)
         engine = self.engine
         identifier = self.request_id()
-        subscription = Subscription(self, identifier, topic, capacity, callback)
+        operations: tuple[Operation, ...] = JUST_DELIVER
+        if fields is not None:
+            choose = Operation(CHOOSE, tuple([fields] if isinstance(fields, str) else fields))
+            check_operation(choose)
+            operations = (choose, *JUST_DELIVER)
+        reaction = Reaction(
+            self.peer.own_ref, operations, capacity, PULL if pull else str.__str__(overflow), group=one_of,
+            choice=choose_by, ack=ack, numbered=numbered or ack,
+            history=check_count("history", history, -1, CAPACITY_MAX), value=value,
+        )  # fmt: skip
+        record = encode_reaction(reaction)
+        subscription = Subscription(self, identifier, topic, capacity, callback, pull, ack)
         with engine.lock:
             self.still_alive()
             self.subscriptions[identifier] = subscription
             self.driver.handle(Subscribed(identifier, capacity))
-        reaction = Reaction(self.peer.own_ref, JUST_DELIVER, capacity, str.__str__(overflow))
-        request = PutRecord(
-            identifier, list_name(REACTIONS, topic), str(identifier), msgspec.msgpack.encode(reaction), False, timeout
-        )
+        request = PutRecord(identifier, list_name(REACTIONS, topic), str(identifier), record, False, timeout)
         return subscription, self.ask(request)
 
     def give_up(self, subscription: Subscription) -> None:
@@ -319,6 +426,10 @@ class Topics(Connection):
     def took(self, subscription: Subscription, publisher: PeerId, count: int) -> None:
         """A reader took messages: give the publisher credit."""
         self.engine.tell(Took(subscription.id, publisher, count))
+
+    def handled(self, subscription: Subscription, publisher: PeerId, number: int) -> None:
+        """A reader is through with a message that is to be acknowledged."""
+        self.engine.tell(Handled(subscription.id, publisher, [number]))
 
     # ── lists ──
 
@@ -395,6 +506,27 @@ class Topics(Connection):
 def topics_of(reply: TopicsListed) -> dict[str, dict[str, int]]:
     """The hub's answer as users get it."""
     return {it.name: {"version": it.version, "records": it.records, "readers": it.readers} for it in reply.topics}
+
+
+def _check_manner(callback: Any, overflow: str, pull: bool, one_of: str, choose_by: str, ack: bool) -> None:
+    """Whether what was asked of a subscription goes together."""
+    check_flag("pull", pull)
+    check_flag("ack", ack)
+    check_text("one_of", one_of, 255)
+    if pull and (callback is not None or overflow != BLOCK or one_of):
+        raise ValueError("a subscription that pulls is iterated over: without callback, overflow and one_of")
+    if choose_by not in CHOICES or choose_by == BY_METRIC:
+        known = ", ".join(repr(choice) for choice in CHOICES if choice != BY_METRIC)
+        raise ValueError(f"choose_by is one of {known}, got {choose_by!r:.60}; a function goes with rk.react(...)")
+    if ack and not one_of:
+        raise ValueError("ack=True is for a class of subscriptions; name it with one_of=")
+    if ack and overflow != BLOCK:
+        raise ValueError(f"ack=True goes with overflow='block', since nothing may be left out; got {overflow!r:.60}")
+
+
+def _waits_there(target: Target, place: int) -> bool:
+    """Whether a message still stands in a queue."""
+    return any(it[0] == place for it in target.queue)
 
 
 def not_announced(topic: str) -> str:

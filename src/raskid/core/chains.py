@@ -130,8 +130,8 @@ class Stage:
         self.fields: dict[str, Any] = {}
         if self.op == CODE:
             self.code = CodeId(operation.args[0])
-            self.args = tuple(operation.fields.get("args", ()))
-            self.fields = dict(operation.fields.get("fields", {}))
+            self.args = tuple(operation.fields.get("args") or ())
+            self.fields = dict(operation.fields.get("fields") or {})
         elif self.op in _STEPS:
             self.step = make_step(operation)
 
@@ -209,9 +209,17 @@ class Chain:
             try:
                 check_operation(operation)
                 self.stages.append(Stage(operation))
-            except (TypeError, ValueError, KeyError, IndexError) as error:
+            except (TypeError, ValueError) as error:
                 self.refused = str(error)
                 return
+        if sum(stage.op == KEEP for stage in self.stages) > 1:
+            self.refused = "a chain has one 'keep' at most; make a second reaction for another"
+        for extra in (self.reaction.metric, self.reaction.cleanup):
+            if extra is not None and not self.refused:
+                try:
+                    check_operation(extra)
+                except (TypeError, ValueError) as error:
+                    self.refused = str(error)
 
     @property
     def active(self) -> bool:
@@ -222,6 +230,11 @@ class Chain:
     def delivers(self) -> bool:
         """Whether messages go to its owner from here."""
         return any(stage.op == DELIVER for stage in self.stages)
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether it does nothing but publish messages on another topic, as a link does."""
+        return len(self.stages) == 1 and self.stages[0].op == FORWARD and not self.reaction.limit
 
     @property
     def samples(self) -> bool:

@@ -146,6 +146,11 @@ class History:
                     del self._ended[name], self._sources[name]
                     break
 
+    def done(self, publisher: str) -> int:
+        """Up to which number messages of a publisher are not handed out any more."""
+        source = self._sources.get(publisher)
+        return source.done if source is not None else 0
+
     def take_questions(self) -> list[tuple[str, int, int]]:
         """What to ask the basket for: (publisher, first number, last number); each is named once."""
         questions, self._questions = self._questions, []

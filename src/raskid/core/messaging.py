@@ -233,14 +233,14 @@ class Messaging:
 
         Afterwards `passing.done` says whether all that it set off here is through. If not, `passing.told` may be set,
         and `Passed` will say so; until then the values must not be changed. `passing.waiting` names full subscriptions
-        with policy "block" in whose queues it stands.
+        with policy "block" in whose queues it stands. Call `collect` before writing.
 
         Raises:
             ValueNotSendable: Some reader wants it as it is, and messages do not carry it; nothing has happened.
         """
         effects: list[Effect] = []
         self._publication.go(passing, Item(args, fields), self.complex.get(passing.topic), now, effects)
-        return self._finish_turn(effects)
+        return effects
 
     def collect(self) -> list[Effect]:
         """What was published since the last call, and is to be sent now."""

@@ -244,7 +244,7 @@ class Passage:
                 text = f"{describe(metric)} is not here (yet)"
                 self.fail(oldest, -1, passing.item, "LookupError", text, effects)
             return False
-        bound, named = tuple(metric.fields.get("args", ())), dict(metric.fields.get("fields", {}))
+        bound, named = tuple(metric.fields.get("args") or ()), dict(metric.fields.get("fields") or {})
         try:
             args, fields = passing.item.values()
         except RemoteProtocolError as error:
@@ -262,7 +262,7 @@ class Passage:
             return
         code = self.codes.get(CodeId(cleanup.args[0]))
         if code is not None:
-            call = (tuple(cleanup.fields.get("args", ())), dict(cleanup.fields.get("fields", {})))
+            call = (tuple(cleanup.fields.get("args") or ()), dict(cleanup.fields.get("fields") or {}))
             job = Job(chain, -1, Item((), {}), None, None)
             self._run(job, code, [call], chain.reaction.seconds, now, effects)
 

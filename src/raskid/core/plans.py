@@ -18,7 +18,7 @@ from raskid.protocol.reactions import PULL
 class Plan:
     """The reactions of one topic at its publisher, where they are more than plain subscribers."""
 
-    __slots__ = ("consumes", "encodes", "holds", "numbered", "units")
+    __slots__ = ("consumes", "encodes", "holds", "numbered", "passes_on", "units")
 
     def __init__(self, units: list[Any]) -> None:
         #: Each is a Target, a Chain or a Group.
@@ -28,6 +28,8 @@ class Plan:
         self.numbered = False
         #: Some unit needs the message as bytes: what cannot be written is the publisher's error.
         self.encodes = False
+        #: Some unit does nothing but publish the message elsewhere.
+        self.passes_on = any(isinstance(unit, Chain) and unit.passes_on for unit in units)
         for unit in units:
             if isinstance(unit, Target):
                 self.encodes = True

@@ -19,6 +19,7 @@ from raskid.core.plans import Plan
 from raskid.core.targets import Target
 from raskid.model.errors import RemoteProtocolError
 from raskid.protocol.messages import Consumed
+from raskid.protocol.reactions import PULL
 
 if TYPE_CHECKING:
     from raskid.core.messaging import Messaging
@@ -40,12 +41,27 @@ class Publication:
     def begin(self, topic: str, plan: Plan, waits: bool, now: float) -> Passing | None:
         """Begin with a message that nobody has looked at; None when nobody wants it."""
         wanting = plan.wanting(now)
+        if plan.passes_on and not plan.consumes:
+            wanting = [pair for pair in wanting if self._wants(pair, 0)]
         if not wanting:
             return None
         self._message += 1
         passing = Passing(self._message, topic, _NOTHING, waits)
         passing.units = wanting
         return passing
+
+    def _wants(self, pair: tuple[Any, int], hops: int) -> bool:
+        """Whether a unit does more than passing the message on to where nobody wants it at present."""
+        unit, begin = pair
+        if not isinstance(unit, Chain) or begin or not unit.passes_on or hops >= HOPS_MAX:
+            return True
+        topic = unit.stages[0].operation.args[0]
+        if self._out.plans.get(topic) is None:
+            return True
+        plan = self._out.complex.get(topic)
+        if plan is None:
+            return bool(self._out.plans[topic])
+        return plan.consumes or any(self._wants((each, 0), hops + 1) for each in plan.units if not _asks(each))
 
     def go(self, passing: Passing, item: Item, plan: Plan | None, now: float, effects: list[Effect]) -> None:
         """Take a message to its reactions.
@@ -256,6 +272,12 @@ class Publication:
             # Under the name that hosting has, see `Messaging.hand_on`.
             effects.append(Send(chain.publisher, Consumed(_hosting(chain.id), chain.due)))
             chain.due = 0
+
+
+def _asks(unit: Any) -> bool:
+    """Whether a reader has to ask for each message, and has not."""
+    target = unit if isinstance(unit, Target) else unit.target if isinstance(unit, Chain) else None
+    return target is not None and target.overflow == PULL and target.credit <= 0
 
 
 def _hosting(identifier: int) -> Any:

@@ -16,7 +16,6 @@ numpy is never imported here for writing, and for reading only when an array com
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import math
@@ -78,17 +77,22 @@ def encode_body(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
     return body
 
 
-def encode_message(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
-    """As `encode_body`, for what `publish` was given: a single function is called, and gives the message.
+def evaluate_message(args: tuple[Any, ...], fields: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The message that was given to `publish`: a single function is called, and gives it.
 
-    A plain dict whose keys are all text gives named fields, beside those given; anything else is the one value.
+    A plain dict with text for all keys gives named fields, beside those given; anything else is the one value.
     """
     if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
         value = args[0]()
         if type(value) is dict and all(isinstance(key, str) for key in value):
-            return encode_body((), {**fields, **value})
-        args = (value,)
-    return encode_body(args, fields)
+            return (), {**fields, **value}
+        return (value,), fields
+    return args, fields
+
+
+def encode_message(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
+    """As `encode_body`, for what `publish` was given."""
+    return encode_body(*evaluate_message(args, fields))
 
 
 def encode_value(value: Any) -> bytes:
@@ -216,7 +220,9 @@ def _rewrite(value: Any, path: str) -> Any:
         return tuple(_rewrite(item, f"{path}[{place}]") for place, item in enumerate(value))
     if isinstance(value, set | frozenset):
         return [_rewrite(item, f"{path}{{{item!r:.60}}}") for item in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if hasattr(type(value), "__dataclass_fields__"):
+        import dataclasses
+
         return {it.name: _rewrite(getattr(value, it.name), f"{path}.{it.name}") for it in dataclasses.fields(value)}
     try:
         _encode(value)

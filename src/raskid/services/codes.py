@@ -47,9 +47,15 @@ def hash_source(file: str) -> str:
 
 
 class CodeLoader:
-    """The functions that one runner has loaded, and which source they came from."""
+    """The functions that one process has loaded, and which source they came from.
 
-    def __init__(self) -> None:
+    Args:
+        replaces: The process is a runner: modules of scripts that are loaded from other source go, and are imported
+            again. In a process of the user's own they stay, and what needs others is refused.
+    """
+
+    def __init__(self, replaces: bool = True) -> None:
+        self._replaces = replaces
         self.functions: dict[str, Callable[..., Any]] = {}
         #: The script's own modules as they are loaded here: name → (file, hash of the source).
         self._loaded: dict[str, tuple[str, str]] = {}
@@ -67,7 +73,7 @@ class CodeLoader:
         if found is not None:
             return found
         path, modules, pickled = pickle.loads(blob)
-        extend_path(path)
+        extend_path(path, self._replaces)
         self._prepare(modules)
         loaded = pickle.loads(pickled)
         if not callable(loaded):
@@ -93,6 +99,12 @@ class CodeLoader:
                     "the script again, or in a session that stays: importlib.reload the module and submit again"
                 )
         if any(name in sys.modules and not self._is_loaded(name, *source) for name, source in new.items()):
+            if not self._replaces:
+                name = next(name for name in new if name in sys.modules and not self._is_loaded(name, *new[name]))
+                raise StaleCode(
+                    f"the module {name!r} is loaded here from other source than {new[name][0]} as the reaction's owner "
+                    "has it. Start this program again, or the owner, so that both have the same"
+                )
             # Loaded from other source. What rests on it holds objects of the old one, so that all modules of scripts
             # go, and are imported again as they are needed.
             for name in self._loaded.keys() | new.keys():
@@ -112,12 +124,16 @@ class CodeLoader:
         return os.stat(file).st_mtime < self._began
 
 
-def extend_path(path: tuple[str, ...]) -> None:
+def extend_path(path: tuple[str, ...], first_place: bool = True) -> None:
     """Put a script's directories where the script has them: another script's modules may have the same names.
 
     Args:
         path: As from `own_directories`.
+        first_place: Otherwise they come last, behind those of this process's own script.
     """
+    if not first_place:
+        sys.path += [entry for entry in path if entry != PYTHON and entry not in sys.path]
+        return
     at = path.index(PYTHON) if PYTHON in path else len(path)
     first, last = path[:at], path[at + 1 :]
     if tuple(sys.path[:at]) == first and all(entry in sys.path for entry in last):

@@ -12,7 +12,10 @@ from typing import Any, ClassVar
 from raskid.services.entries import SERVICES, entries, entry, is_named, load_named
 
 #: The built-in extensions; `pyproject.toml` names the same ones.
-BUILT_IN = {"recorder": "raskid.services.recorder:RecorderExtension"}
+BUILT_IN = {
+    "basket": "raskid.client.baskets:BasketExtension",
+    "recorder": "raskid.services.recorder:RecorderExtension",
+}
 
 _registered: dict[str, Any] = {}
 #: What the names of others stand for, once they were loaded.

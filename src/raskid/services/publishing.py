@@ -19,13 +19,16 @@ from collections.abc import Callable
 from typing import Any
 
 from raskid.core.effects import Effect, ListRefused
-from raskid.core.events import Announce
+from raskid.core.events import Announce, CodeRan
 from raskid.core.lists import Lists
-from raskid.core.messaging import Messaging, Target
+from raskid.core.messaging import Messaging
+from raskid.core.targets import Target
 from raskid.io.driver import Driver
 from raskid.io.outbox import Outbox
 from raskid.model.errors import Overflow, RaskidError, WaitTimeout
 from raskid.model.topics import REACTIONS, check_list_name, check_topic
+from raskid.protocol.values import encode_message
+from raskid.services.outgoing import Outgoing
 
 #: The first publish on a topic, and one after a change of its readers, wait for the hub no longer than this.
 FOLLOW_S = 10.0
@@ -58,11 +61,13 @@ class Publisher:
         self._lock = threading.RLock()
         self._refused: dict[str, ListRefused] = {}
         self._write_at = 0.0
-        self._encode: Callable[[tuple[Any, ...], dict[str, Any]], bytes] | None = None
+        self._outgoing = Outgoing(driver, messaging, self._tell, replaces=True)
 
     def on_effect(self, effect: Effect) -> None:
-        """Take note of what the machines tell."""
-        if type(effect) is ListRefused:
+        """Take note of what the machines tell, and do what they ask for."""
+        if type(effect) is not ListRefused:
+            self._outgoing.on_effect(effect)
+        else:
             kind, topic = check_list_name(effect.name)
             if kind == REACTIONS:
                 self._refused[topic] = effect
@@ -80,14 +85,11 @@ class Publisher:
                 plan = self._plans.get(topic) or self._follow(topic)
         if not plan:
             return
-        if self._encode is None:
-            # Only now: most runners never publish, and start without what this imports.
-            from raskid.protocol.values import encode_message
-
-            self._encode = encode_message
-        body = self._encode(args, fields)
         with self._lock:
-            self._send(topic, body)
+            if topic in self._messaging.complex:
+                self._react(topic, args, fields)
+            else:
+                self._send(topic, encode_message(args, fields))
 
     def _catch_up(self, topic: str) -> None:
         """Take in the changes that the node has answered for."""
@@ -117,6 +119,36 @@ class Publisher:
         self._write()
         if full:
             raise not_taken(topic, full, BLOCK_S)
+
+    def _react(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
+        """Take a message through reactions that are more than plain subscribers."""
+        driver = self._driver
+        waits = not self._outgoing.reactor.on_thread()
+        if waits and any(target.credit <= 0 for target in self._messaging.targets_of(topic)):
+            driver.step(0)
+        full, waiter = self._outgoing.publish(topic, args, fields, waits)
+        with driver.lock:
+            driver.perform(self._messaging.collect())
+        driver.flush()
+        if not waits:
+            # Whoever waits for this very code drives.
+            return
+        if waiter is not None:
+            self._outgoing.wait(waiter, _nothing, driver.step)
+            with driver.lock:
+                driver.perform(self._messaging.collect())
+            driver.flush()
+        left_out = [target for target, number in full if not self._has_room(target, number)]
+        self._write()
+        if left_out:
+            raise not_taken(topic, left_out, BLOCK_S)
+
+    def _tell(self, event: CodeRan) -> None:
+        """Code of a reaction is through; called on its thread."""
+        driver = self._driver
+        with driver.lock:
+            driver.handle(event)
+        driver.wake()
 
     def _has_room(self, target: Target, number: int) -> bool:
         """Wait until a message has left a full queue; it is left out there when time is up."""
@@ -149,6 +181,10 @@ class Publisher:
             if left <= 0:
                 raise WaitTimeout(f"the hub did not say within {limit_s:g} s who reads {topic!r}: nothing was sent")
             self._driver.step(left)
+
+
+def _nothing() -> None:
+    return
 
 
 #: The publisher of this process, if it is a runner.

@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from raskid.core.effects import RunCode
 from raskid.core.events import CodeRan
@@ -57,15 +58,18 @@ class _Worker:
 class Reactor:
     """The line of jobs of one process, and the thread that runs them."""
 
-    def __init__(self, tell: Callable[[CodeRan], None], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, tell: Callable[[CodeRan], None], clock: Callable[[], float] = time.monotonic, replaces: bool = True
+    ) -> None:
         """
         Args:
             tell: Takes the answers. Called on a thread of the reactor, or on one that calls `check`.
             clock: Gives the time in seconds.
+            replaces: As for `CodeLoader`.
         """
         self._tell = tell
         self._clock = clock
-        self._loader = CodeLoader()
+        self._loader = CodeLoader(replaces)
         #: Jobs that have no answer yet, in the order in which they came.
         self._jobs: dict[int, RunCode] = {}
         #: Holds these too, and jobs that were answered for while they stood in line. None ends the thread.
@@ -77,6 +81,10 @@ class Reactor:
         self._abandoned: list[_Worker] = []
         self._here = threading.local()
         self._closed = False
+
+    def know(self, code: str, function: Callable[..., Any]) -> None:
+        """A code object that was made here of this very function, which need not be loaded."""
+        self._loader.functions.setdefault(code, function)
 
     # ── What others call ─────────────────────────────────────────────────────────────────────────────────────────────
 

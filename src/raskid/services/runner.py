@@ -11,6 +11,7 @@ import faulthandler
 import os
 import pickle
 import platform
+import random
 import socket
 import sys
 import time
@@ -67,13 +68,13 @@ class RunnerProcess:
         peer.introduce(PeerRef(node, 0, (settings.node_address,)))
         self.machine = Runner(own)
         lists = Lists(PeerId(settings.hub), agent=node)
-        messaging = Messaging(lists)
+        self.where = f"{settings.peer} (pid {os.getpid()}, {socket.gethostname()})"
+        messaging = Messaging(lists, random.Random(self.ids.origin).randrange, self.where)
         self.station = Station(peer, [self.machine, lists, messaging], RelayEnd(node, self.ids))
         self.driver = Driver(self.station, self._apply)
         self.driver.looking.look(SPIN_S, may_move=True)
         self.driver.listen(listen(settings.address))
         self.publisher = Publisher(self.driver, lists, messaging, outbox)
-        self.where = f"{settings.peer} (pid {os.getpid()}, {socket.gethostname()})"
         self._loader = CodeLoader()
         self._functions = self._loader.functions
         #: Small values made here that nobody can change, so that tasks here need not unpickle them. One counts only

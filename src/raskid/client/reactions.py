@@ -1,0 +1,610 @@
+"""Reactions, as a user puts them together: what is to be done with a topic's messages, where they are published.
+
+`Session.react` gives a `Draft`. Its calls add operations of the table (`docs/operations.md`), and those that say where
+messages go install the reaction and give a `ReactionHandle`. Code travels as code objects, like the functions of tasks,
+and is put to the head once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raskid.client.callbacks import Callback
+from raskid.client.checks import (
+    check_callable,
+    check_count,
+    check_flag,
+    check_name,
+    check_seconds,
+    check_text,
+)
+from raskid.client.futures import Future
+from raskid.client.messages import ANSWER_S, Message, Subscription
+from raskid.client.waiting import Steps, take_steps, take_steps_in
+from raskid.core.operations import check_operation
+from raskid.model.errors import RemoteProtocolError
+from raskid.model.ids import RequestId
+from raskid.model.operations import (
+    CHECK,
+    CHOOSE,
+    CODE,
+    CONSUME,
+    DELIVER,
+    FILTER,
+    FORWARD,
+    GATHER,
+    KEEP,
+    LANGUAGE,
+    LANGUAGE_VERSION,
+    REDUCE,
+    SAMPLE,
+    SET,
+    Operation,
+)
+from raskid.model.topics import CELLS, REACTIONS, check_topic, list_name
+from raskid.protocol.messages import Code, DeleteRecord, PutRecord, ReactionFailed, ReactionStopped
+from raskid.protocol.reactions import (
+    AT_HELPER,
+    AT_PUBLISHER,
+    BLOCK,
+    BY_METRIC,
+    CAPACITY_MAX,
+    CHOICES,
+    OPERATIONS_MAX,
+    OVERFLOWS,
+    PRIORITY_MAX,
+    PULL,
+    ROUND_ROBIN,
+    SECONDS_MAX,
+    Reaction,
+    decode_reaction,
+    encode_reaction,
+)
+from raskid.protocol.values import decode_body
+
+if TYPE_CHECKING:
+    from raskid.client.reacting import Reacting
+
+SETTLE_S = 5.0
+#: So many failures of a reaction are kept at its handle.
+FAILURES_KEPT = 10
+GROUP_CHARS_MAX = 255
+LIMIT_MAX = 1 << 53
+
+
+class Op:
+    """A function with bound arguments, as an operation: what `Session.op` gives."""
+
+    def __init__(self, session: Reacting, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> None:
+        check_callable("function", function)
+        code: Code = session.code_of(function)
+        #: Kept alive: what is known of a function goes with it.
+        self.function = function
+        self.code = code
+        self.operation = Operation(
+            CODE,
+            (code.code, LANGUAGE, LANGUAGE_VERSION),
+            {"args": list(args), "fields": dict(kwargs), "name": code.name},
+        )
+
+    def __repr__(self) -> str:
+        return f"<raskid.Op {self.code.name}>"
+
+
+class Failure(NamedTuple):
+    """One time that a reaction failed.
+
+    Attributes:
+        publisher: The process in which it did.
+        operation: The number of the operation that failed, from 0; -1 for the clean-up, or the class's metric.
+        error: The name of the error's type.
+        text: Its text, with the end of the traceback where code raised it.
+        message: The message that the operation was given; None when that was too long to be sent along.
+        failures: How often the reaction has failed in that process so far.
+    """
+
+    publisher: str
+    operation: int
+    error: str
+    text: str
+    message: Message | None
+    failures: int
+
+
+class ReactionHandle:
+    """A reaction that is installed. Leave it with `close`, or ``with``; in asyncio with `aclose`, or ``async with``.
+
+    Attributes:
+        topic: The topic's name.
+        id: Its name in the list of the topic's reactions.
+        operations: What it does, as the table's operations.
+        silent: Publishers that did not acknowledge it in time; they may still follow.
+        failures: How often it has failed, as far as its publishers have told.
+        last_failures: The last ten of these, the newest last.
+        suspended: Why nothing happens at present; empty while it is at work.
+        stopped: Publishers at which its limit is reached, with how many messages each let through.
+        subscription: What it delivers here, if it does.
+        closed: Whether it was removed.
+    """
+
+    def __init__(
+        self, session: Reacting, identifier: RequestId, topic: str, reaction: Reaction, permanent: bool,
+        functions: Sequence[Op], on_error: Callable[[Failure], Any] | None,
+    ) -> None:  # fmt: skip
+        self._session = session
+        self.id = identifier
+        self.topic = topic
+        self.operations = reaction.operations
+        self._reaction = reaction
+        self._permanent = permanent
+        self._functions = functions
+        self._on_error = Callback(session.engine, on_error) if on_error is not None else None
+        self._printed = ("", "")
+        self.silent: tuple[str, ...] = ()
+        self.failures = 0
+        self.last_failures: deque[Failure] = deque(maxlen=FAILURES_KEPT)
+        self.suspended = ""
+        self.stopped: dict[str, int] = {}
+        self.subscription: Subscription | None = None
+        self.closed = False
+
+    @property
+    def delivers(self) -> bool:
+        """Whether messages come here from it."""
+        return self._reaction.delivers
+
+    @property
+    def acks(self) -> bool:
+        """Whether these have to be acknowledged."""
+        return self._reaction.ack
+
+    # ── by the session, under its lock ──
+
+    def on_failed(self, publisher: str, report: ReactionFailed) -> None:
+        """A publisher says that it failed."""
+        message = None
+        if report.body:
+            try:
+                args, fields = decode_body(report.body)
+            except RemoteProtocolError:
+                message = None
+            else:
+                message = Message(self.topic, publisher, 0, None, 0, args, fields)  # type: ignore[arg-type]
+        failure = Failure(report.where or publisher, report.step, report.error, report.text, message, report.failures)
+        self.failures += 1
+        self.last_failures.append(failure)
+        if self._on_error is not None:
+            self._on_error.call_soon(failure)
+        elif (report.error, report.text) != self._printed:
+            # Further ones of the same kind would only fill the screen; the count is in `failures`.
+            self._printed = (report.error, report.text)
+            print(describe_failure(self.topic, self.operations, failure), file=sys.stderr)
+        if report.suspended and not self.suspended and not self.closed:
+            self.suspended = f"it failed {report.failures} times at {failure.publisher}, last with {failure.error}"
+            print(
+                f"raskid: the reaction on {self.topic!r} is suspended: {self.suspended}. Mend what failed and call its "
+                "resume(), or close it",
+                file=sys.stderr,
+            )
+            self._put_state()
+
+    def on_stopped(self, publisher: str, report: ReactionStopped) -> None:
+        """A publisher says that its limit is reached."""
+        self.stopped[publisher] = report.passed
+
+    def _put_state(self) -> Future:
+        """Write it into the topic's list again, suspended or not."""
+        session = self._session
+        import msgspec
+
+        reaction = msgspec.structs.replace(self._reaction, suspended=self.suspended)
+        return session.ask_quietly(
+            PutRecord(
+                session.request_id(), list_name(REACTIONS, self.topic), str(self.id), encode_reaction(reaction),
+                self._permanent, SETTLE_S,
+            )
+        )  # fmt: skip
+
+    # ── by the user ──
+
+    def _state(self, suspended: str) -> Steps[None]:
+        if self.closed:
+            raise ValueError(f"the reaction on {self.topic!r} was closed")
+        self.suspended = suspended
+        what = f"the hub did not confirm a change of the reaction on {self.topic!r}"
+        yield self._put_state(), SETTLE_S + ANSWER_S, what
+
+    def suspend(self, why: str = "by its owner") -> None:
+        """Let nothing of it happen until `resume`; returns when every present publisher has acknowledged that."""
+        take_steps(self._state(check_text("why", why, 1000) or "by its owner"))
+
+    def resume(self) -> None:
+        """Let it happen again."""
+        take_steps(self._state(""))
+
+    async def asuspend(self, why: str = "by its owner") -> None:
+        """As `suspend`, for asyncio."""
+        await take_steps_in(self._state(check_text("why", why, 1000) or "by its owner"))
+
+    async def aresume(self) -> None:
+        """As `resume`, for asyncio."""
+        await take_steps_in(self._state(""))
+
+    def _closing(self, timeout: float) -> Steps[None]:
+        seconds = check_seconds("timeout", timeout)
+        if self.closed:
+            return
+        session = self._session
+        try:
+            yield (
+                session.ask(
+                    DeleteRecord(session.request_id(), list_name(REACTIONS, self.topic), str(self.id), seconds)
+                ),
+                seconds + ANSWER_S,
+                f"the hub did not confirm the end of a reaction on {self.topic!r}",
+            )
+        finally:
+            self.ended()
+
+    def ended(self) -> None:
+        """It was removed, or did not come about."""
+        self.closed = True
+        with self._session.engine.lock:
+            self._session.reaction_handles.pop(self.id, None)
+        if self.subscription is not None:
+            self.subscription.ended()
+
+    def close(self, timeout: float = SETTLE_S) -> None:
+        """Remove it; when this returns, no publisher does anything for it any more, and its clean-up has begun."""
+        take_steps(self._closing(timeout))
+
+    async def aclose(self, timeout: float = SETTLE_S) -> None:
+        """As `close`, for asyncio."""
+        await take_steps_in(self._closing(timeout))
+
+    def __enter__(self) -> ReactionHandle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> ReactionHandle:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"suspended ({self.suspended})" if self.suspended else "at work"
+        return f"<raskid.ReactionHandle on {self.topic!r}: {shown(self.operations)}, {state}>"
+
+
+class Draft:
+    """A reaction that is being put together; see `Session.react`. Nothing happens before it is installed."""
+
+    def __init__(
+        self, session: Reacting, topic: str, *, priority: int, value: Any, limit: int, one_of: str, choose_by: Any,
+        ack: bool, place: str, seconds: float, cleanup: Any, permanent: bool,
+        on_error: Callable[[Failure], Any] | None, timeout: float, in_loop: bool,
+    ) -> None:  # fmt: skip
+        self._session = session
+        self._topic = check_name(topic)
+        self._ops: list[Operation] = []
+        self._functions: list[Op] = []
+        self._priority = check_count("priority", priority, -PRIORITY_MAX, PRIORITY_MAX)
+        self._value = value
+        self._limit = check_count("limit", limit, 0, LIMIT_MAX)
+        self._group = check_text("one_of", one_of, GROUP_CHARS_MAX)
+        self._ack = check_flag("ack", ack)
+        self._permanent = check_flag("permanent", permanent)
+        self._seconds = check_seconds("seconds", seconds)
+        self._timeout = check_seconds("timeout", timeout)
+        self._in_loop = in_loop
+        self._installed = False
+        if not 0 < self._seconds <= SECONDS_MAX:
+            raise ValueError(f"seconds is above 0 and up to {SECONDS_MAX:g}, got {seconds!r}")
+        if place not in ("publisher", AT_HELPER):
+            raise ValueError(f"place is 'publisher' or 'helper', got {place!r:.60}")
+        self._place = AT_PUBLISHER if place == "publisher" else AT_HELPER
+        if on_error is not None:
+            check_callable("on_error", on_error)
+        self._on_error = on_error
+        self._cleanup = self._code("cleanup", cleanup).operation if cleanup is not None else None
+        self._choice, self._metric = self._read_choice(choose_by)
+        if (self._ack or choose_by is not None) and not self._group:
+            raise ValueError("ack and choose_by are for a class of reactions; name it with one_of=")
+        if self._ack and self._place == AT_HELPER:
+            raise ValueError("a reaction with ack=True runs at the publisher: the helper cannot acknowledge for it")
+
+    def _read_choice(self, choose_by: Any) -> tuple[str, Operation | None]:
+        if choose_by is None:
+            return ROUND_ROBIN, None
+        if isinstance(choose_by, str):
+            if choose_by not in CHOICES or choose_by == BY_METRIC:
+                known = ", ".join(repr(choice) for choice in CHOICES if choice != BY_METRIC)
+                raise ValueError(f"choose_by is one of {known}, or a function, got {choose_by!r:.60}")
+            return choose_by, None
+        return BY_METRIC, self._code("choose_by", choose_by).operation
+
+    def _code(self, name: str, function: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Op:
+        if isinstance(function, Op):
+            if args or kwargs:
+                raise TypeError(f"{name}: rk.op(...) has its arguments already; give them there")
+            op = function
+        else:
+            check_callable(name, function)
+            op = Op(self._session, function, args, kwargs or {})
+        self._functions.append(op)
+        return op
+
+    def _add(self, op: str, args: tuple[Any, ...] = (), fields: dict[str, Any] | None = None) -> Draft:
+        return self.add(Operation(op, args, fields or {}))
+
+    def add(self, operation: Operation | Op) -> Draft:
+        """Add an operation as data, or one of `Session.op`.
+
+        Raises:
+            TypeError, ValueError: An argument of it cannot be used; the text names it.
+        """
+        self._still_open()
+        if isinstance(operation, Op):
+            operation = self._code("operation", operation).operation
+        if not isinstance(operation, Operation):
+            raise TypeError(f"an operation comes from rk.op(function, ...), got {operation!r:.60}")
+        if len(self._ops) >= OPERATIONS_MAX - 1:
+            raise ValueError(f"a reaction has at most {OPERATIONS_MAX} operations")
+        check_operation(operation)
+        if operation.op == KEEP and any(each.op == KEEP for each in self._ops):
+            raise ValueError("a reaction keeps once at most; make a second one for another keep()")
+        self._ops.append(operation)
+        return self
+
+    def forget(self) -> None:
+        """It is not to be installed, and nobody need be warned of that."""
+        self._installed = True
+
+    def _still_open(self) -> None:
+        if self._installed:
+            raise ValueError(f"the reaction on {self._topic!r} is installed already; begin another with rk.react(...)")
+
+    # ── what becomes of a message ──
+
+    def filter(self, *conditions: Any, **equal: Any) -> Draft:
+        """Let only messages pass for which all conditions hold.
+
+        Args:
+            conditions: One condition as three arguments, ``filter("step", ">", 100)``, or several as tuples. The
+                operators are == != < <= > >= in, not in, has; a whole number stands for a positional value.
+            equal: Fields with the values that they must have.
+        """
+        if len(conditions) == 3 and isinstance(conditions[1], str) and not isinstance(conditions[0], list | tuple):
+            conditions = (conditions,)
+        given = tuple(list(each) if isinstance(each, list | tuple) else each for each in conditions)
+        return self._add(FILTER, given, equal)
+
+    def choose(self, *names: str, positional: bool = False) -> Draft:
+        """Go on with these fields only, in this order; with the positional values too if `positional`."""
+        return self._add(CHOOSE, names, {"positional": True} if positional else {})
+
+    def check(self, type: Any = None, min: Any = None, max: Any = None, shape: Any = None, name: Any = None) -> Draft:
+        """Fail for a message whose value (or field `name`) is not of this type, in this range, of this shape."""
+        kind = type.__name__ if isinstance(type, builtin_type) else type
+        fields = {"type": "array" if kind == "ndarray" else kind, "min": min, "max": max, "shape": shape, "name": name}
+        return self._add(CHECK, (), {key: value for key, value in fields.items() if value is not None})
+
+    def map(self, function: Any, *args: Any, **kwargs: Any) -> Draft:
+        """Call `function(*values, *args, **fields, **kwargs)` with each message, which its result takes the place of.
+
+        A dict with text for all keys gives named fields, None ends the message's way, all else is the one value.
+        Arguments bound here are what messages carry.
+        """
+        self._still_open()
+        return self.add(self._code("function", function, args, kwargs).operation)
+
+    def sample(self, every: int | None = None, rate: float | None = None) -> Draft:
+        """Let pass the first and then every so-manieth message, or at most `rate` in a second."""
+        return self._add(SAMPLE, (), {k: v for k, v in (("every", every), ("rate", rate)) if v is not None})
+
+    def reduce(
+        self, how: Any = "mean", name: Any = None, *, count: int | None = None, seconds: float | None = None
+    ) -> Draft:
+        """Reduce windows of `count` messages or of `seconds`: sum, mean, min, max, first, last, count, or a list of
+        these, which gives a field for each. `name`: of which field; otherwise of the value."""
+        given = (("how", how), ("name", name), ("count", count), ("seconds", seconds))
+        return self._add(REDUCE, (), {key: value for key, value in given if value is not None})
+
+    def gather(self, count: int | None = None, seconds: float | None = None) -> Draft:
+        """Collect messages into one that holds a list of theirs."""
+        return self._add(GATHER, (), {k: v for k, v in (("count", count), ("seconds", seconds)) if v is not None})
+
+    def consume(self) -> Draft:
+        """Keep the message from the reactions that come after this one."""
+        return self._add(CONSUME)
+
+    # ── where it goes: adds an operation, and installs ──
+
+    def forward(self, topic: Any) -> Any:
+        """Publish what comes out on another topic, or into a channel. Installs the reaction."""
+        name = getattr(topic, "topic", topic)
+        return self._add(FORWARD, (check_name(name),)).install()
+
+    def set(self, cell: Any, permanent: bool | None = None) -> Any:
+        """Set a cell (a handle, or the name of one) to what comes out. Installs the reaction.
+
+        While the hub sets one value, only the latest of further ones is kept. A value goes with its publisher unless
+        `permanent`; a handle says so itself.
+        """
+        if isinstance(cell, str):
+            address: Any = (list_name(CELLS, check_name(cell)), "value")
+            stays = True
+        else:
+            address, stays = getattr(cell, "address", None), getattr(cell, "permanent", True)
+            if address is None:
+                raise TypeError(f"set() takes a cell or the name of one, got {cell!r:.60}")
+        stays = check_flag("permanent", permanent) if permanent is not None else stays
+        return self._add(SET, tuple(address), {"permanent": stays}).install()
+
+    def keep(
+        self, count: int | None = None, seconds: float | None = None, *, bytes: int | None = None, basket: str = ""
+    ) -> Any:
+        """Keep the last messages at their publisher, for those who subscribe later with ``history=``. Installs it.
+
+        Args:
+            count: How many.
+            seconds: How long.
+            bytes: How many bytes of them at most; default 64 MiB.
+            basket: The name of a basket that gets them when their publisher leaves.
+        """
+        given = (("count", count), ("seconds", seconds), ("bytes", bytes), ("basket", basket or None))
+        return self._add(KEEP, (), {key: value for key, value in given if value is not None}).install()
+
+    def run(self) -> Any:
+        """Nothing more is to be done with what comes out. Installs the reaction."""
+        return self.install()
+
+    def done(self, callback: Callable[[Message], Any], *, capacity: int = 1024, overflow: str = BLOCK) -> Any:
+        """Have what comes out sent here, and `callback(message)` called with it. Installs the reaction."""
+        check_callable("callback", callback)
+        return self._deliver(callback, capacity, overflow)
+
+    def deliver(self, *, capacity: int = 1024, overflow: str = BLOCK) -> Any:
+        """Have what comes out sent here; iterate over the handle's `subscription`. Installs the reaction."""
+        return self._deliver(None, capacity, overflow)
+
+    def _deliver(self, callback: Callable[[Message], Any] | None, capacity: int, overflow: str) -> Any:
+        return self._add(DELIVER).install(callback, capacity, overflow)
+
+    def install(
+        self, callback: Callable[[Message], Any] | None = None, capacity: int = 1024, overflow: str = BLOCK,
+        numbered: bool = False, history: int = 0,
+    ) -> Any:  # fmt: skip
+        """Install the reaction as it is; gives a `ReactionHandle`, in asyncio to be awaited.
+
+        Raises:
+            ValueError: There is nothing to do, or an argument cannot be used.
+            ValueNotSendable: A bound argument is of a kind that messages do not carry.
+            NotAllowed: Code needs the role "execute".
+            WaitTimeout: The hub did not answer.
+        """
+        steps = self.installing(callback, capacity, overflow, numbered, history)
+        return take_steps_in(steps) if self._in_loop else take_steps(steps)
+
+    def installing(
+        self, callback: Callable[[Message], Any] | None, capacity: int, overflow: str, numbered: bool, history: int
+    ) -> Steps[ReactionHandle]:  # fmt: skip
+        """The steps of `install`."""
+        self._still_open()
+        # From here on nobody warns that it was forgotten.
+        self._installed = True
+        reaction = self._reaction(capacity, overflow, numbered, history)
+        session = self._session
+        handle = ReactionHandle(
+            session, session.request_id(), self._topic, reaction, self._permanent, self._functions, self._on_error
+        )
+        record = encode_reaction(reaction)
+        futures = [session.ask(request) for request in session.codes_to_put(self._functions)]
+        session.add_reaction(handle, callback, capacity)
+        what = f"the hub did not confirm a reaction on {self._topic!r}"
+        try:
+            put = session.ask(
+                PutRecord(
+                    session.request_id(), list_name(REACTIONS, self._topic), str(handle.id), record, self._permanent,
+                    self._timeout,
+                )
+            )  # fmt: skip
+            for future in futures:
+                yield future, self._timeout + ANSWER_S, what
+            reply = yield put, self._timeout + ANSWER_S, what
+        except BaseException:
+            session.give_up_reaction(handle)
+            raise
+        session.codes_were_put(self._functions)
+        handle.silent = reply.silent
+        if handle.subscription is not None:
+            handle.subscription.silent = reply.silent
+        return handle
+
+    def _reaction(self, capacity: int, overflow: str, numbered: bool, history: int) -> Reaction:
+        if not self._ops:
+            raise ValueError(
+                f"the reaction on {self._topic!r} does nothing: add operations, such as .map(function), and say where "
+                "messages go, such as .forward(topic) or .done(callback)"
+            )
+        if overflow not in (*OVERFLOWS, PULL):
+            raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, got {overflow!r:.60}")
+        delivers = any(operation.op == DELIVER for operation in self._ops)
+        if self._permanent and delivers:
+            raise ValueError(
+                "a permanent reaction outlives this process, so that it cannot deliver here; let it forward, set a "
+                "cell or keep"
+            )
+        if self._ack and (not delivers or overflow != BLOCK):
+            raise ValueError("ack=True is for a reaction that delivers here, with overflow 'block'")
+        return Reaction(
+            self._session.peer.own_ref, tuple(self._ops), check_count("capacity", capacity, 1, CAPACITY_MAX),
+            str.__str__(overflow), self._priority, self._limit, self._group, self._choice, self._metric, self._ack,
+            numbered or self._ack, history, self._place, self._seconds, self._cleanup, self._value,
+        )  # fmt: skip
+
+    def __del__(self) -> None:
+        # Attributes may be missing where the constructor has raised.
+        if not getattr(self, "_installed", True) and getattr(self, "_ops", None) is not None:
+            warnings.warn(
+                f"the reaction on {self._topic!r} was never installed: end it with .forward(topic), .set(cell), "
+                ".keep(...), .done(callback), .deliver() or .run()",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        return f"<raskid.Draft of a reaction on {self._topic!r}: {shown(self._ops)}>"
+
+
+builtin_type = type
+
+
+def shown(operations: Sequence[Operation]) -> str:
+    """A chain, as people read it."""
+    return " | ".join(_shown(operation) for operation in operations)
+
+
+def _shown(operation: Operation) -> str:
+    if operation.op == CODE:
+        return f"map({operation.fields.get('name') or operation.args[0]})"
+    parts = [f"{value!r:.60}" for value in operation.args]
+    parts += [f"{name}={value!r:.60}" for name, value in operation.fields.items()]
+    return f"{operation.op}({', '.join(parts)})" if parts else operation.op
+
+
+def describe_failure(topic: str, operations: Sequence[Operation], failure: Failure) -> str:
+    """What to print when nobody has asked to be told."""
+    where = "its clean-up or metric"
+    if 0 <= failure.operation < len(operations):
+        where = f"operation {failure.operation}, {_shown(operations[failure.operation])}"
+    message = "" if failure.message is None else f"; the message was {failure.message!r:.200}"
+    return (
+        f"raskid: the reaction on {topic!r} failed at {failure.publisher} in {where}: {failure.error}: "
+        f"{failure.text}{message}"
+    )
+
+
+def reaction_facts(record: str, owner: str, value: bytes) -> dict[str, Any]:
+    """What a list says of one reaction, for people."""
+    reaction = decode_reaction(value)
+    return {
+        "id": record,
+        "owner": reaction.target.peer,
+        "operations": shown(reaction.operations),
+        "priority": reaction.priority,
+        "class": reaction.group,
+        "value": reaction.value,
+        "permanent": not owner,
+        "suspended": reaction.suspended,
+    }
+
+
+__all__ = ["Draft", "Failure", "Op", "ReactionHandle", "check_topic", "describe_failure", "reaction_facts", "shown"]

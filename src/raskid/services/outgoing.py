@@ -1,0 +1,142 @@
+"""Publishing through reactions that are more than plain subscribers: the part outside of the machines.
+
+Code of reactions runs on the reactor's thread. Whoever publishes waits for it, because what was published is his to
+change as soon as `publish` returns. Only what is published by code of a reaction itself waits for nothing: it stands in
+the same line, behind the code that publishes it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from raskid.core.chains import Passing
+from raskid.core.effects import CheckCode, Effect, Passed, RunCode
+from raskid.core.events import CodeRan
+from raskid.core.messaging import Messaging
+from raskid.core.targets import Target
+from raskid.io.driver import Driver
+from raskid.protocol.values import evaluate_message
+from raskid.services.reacting import Reactor
+
+#: How long to wait before looking whether the code at work has used up its time, where it is not known.
+LOOK_S = 1.0
+
+
+class Waiter:
+    """Somebody who waits until a message is through."""
+
+    __slots__ = ("callback", "lock", "passing")
+
+    def __init__(self, passing: Passing) -> None:
+        self.passing = passing
+        self.lock = threading.Lock()
+        self.lock.acquire()
+        #: Called once it is through, on whichever thread.
+        self.callback: Callable[[], None] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether the message is through."""
+        return self.passing.done
+
+
+class Outgoing:
+    """What one process publishes through reactions.
+
+    Args:
+        driver: Performs effects; its lock guards everything here.
+        messaging: The machine.
+        tell: Gives an event to the machines, from whichever thread, and has its effects written.
+        replaces: As for `raskid.services.codes.CodeLoader`: this process is a runner.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        messaging: Messaging,
+        tell: Callable[[CodeRan], None],
+        replaces: bool,
+    ) -> None:
+        self._driver = driver
+        self._messaging = messaging
+        self.reactor = Reactor(tell, replaces=replaces)
+        self._waiters: dict[int, Waiter] = {}
+
+    def on_effect(self, effect: Effect) -> None:
+        """Perform what the machines ask for; under the lock."""
+        kind = type(effect)
+        if kind is RunCode:
+            self.reactor.run(effect)  # type: ignore[arg-type]
+        elif kind is Passed:
+            waiter = self._waiters.pop(effect.message, None)  # type: ignore[attr-defined]
+            if waiter is not None:
+                waiter.lock.release()
+                if waiter.callback is not None:
+                    waiter.callback()
+        elif kind is CheckCode:
+            # It answers by giving an event to the machines, which are at work just now.
+            job = effect.job  # type: ignore[attr-defined]
+            threading.Thread(target=self.reactor.check, args=(job,), name="raskid-watch", daemon=True).start()
+
+    def publish(
+        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool
+    ) -> tuple[list[tuple[Target, int]], Waiter | None]:
+        """Publish on a topic whose reactions are more than plain subscribers.
+
+        Returns:
+            The full queues with policy "block" in which the message stands, each with its place there, if `waits`; and
+            whom to wait for, if code of reactions is to run, or None.
+        """
+        driver, messaging = self._driver, self._messaging
+        clock = driver.clock
+        with driver.lock:
+            passing = messaging.begin(topic, waits, clock()) if topic in messaging.complex else None
+            if passing is None:
+                return [], None
+        # Outside of the lock: it may be a user's function.
+        args, fields = evaluate_message(args, fields)
+        with driver.lock:
+            passing.told = not self.reactor.on_thread()
+            effects = messaging.go(passing, args, fields, clock())
+            waiter = None
+            if not passing.done and passing.told:
+                # Before anything is performed: code may be through at once.
+                waiter = self._waiters[passing.id] = Waiter(passing)
+            driver.perform(effects)
+            return passing.waiting, waiter
+
+    def wait(
+        self, waiter: Waiter, check_alive: Callable[[], None], step: Callable[[float], Any] | None = None
+    ) -> None:
+        """Wait until a message is through; raises what `check_alive` does.
+
+        Args:
+            waiter: Whom `publish` gave.
+            check_alive: Raises when it never will be.
+            step: Serves the connections for so many seconds, where nobody else does; otherwise this thread sleeps.
+        """
+        acquire = waiter.lock.acquire
+        # Most code is through before anybody would look at the clock.
+        left = self.patience()
+        while not (acquire(timeout=left) if step is None else acquire(blocking=False)):
+            if step is not None:
+                step(left)
+            check_alive()
+            left = self.patience()
+
+    def patience(self) -> float:
+        """How long to sleep before the clock of the code at work is to be looked at again, in seconds."""
+        left = self.reactor.check()
+        return LOOK_S if left is None else min(max(left, 0.001), LOOK_S)
+
+    def close(self) -> None:
+        """Run nothing more, and let those go who wait."""
+        self.reactor.close()
+        with self._driver.lock:
+            waiters, self._waiters = list(self._waiters.values()), {}
+        for waiter in waiters:
+            waiter.lock.release()
+            if waiter.callback is not None:
+                waiter.callback()
