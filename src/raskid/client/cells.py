@@ -22,6 +22,7 @@ from raskid.client.shared import PUT_S
 from raskid.client.waiting import Steps, take_steps, take_steps_in
 from raskid.core.events import UnwatchList
 from raskid.model.errors import SessionClosed, WaitTimeout
+from raskid.model.topics import CELLS, check_list_name
 from raskid.protocol.messages import DeleteRecord, PutRecord, Record
 from raskid.protocol.values import decode_value
 
@@ -307,6 +308,12 @@ class CellHandle(Source):
 
     # ── writing ──
 
+    @property
+    def topic(self) -> str | None:
+        """The topic on which its values are published too; None for a key of a shared dictionary."""
+        kind, name = check_list_name(self.address[0])
+        return name if kind == CELLS else None
+
     def set_nowait(self, value: Any) -> Future:
         """As `set`, without waiting: the future is done when the change is seen here."""
         self.check_open()
@@ -315,7 +322,14 @@ class CellHandle(Source):
         name, key = self.address
         data = encode_record(self.what, value)
         # The hub tells readers of a change before it answers whoever made it, so this answer comes behind the change.
-        return session.ask(PutRecord(session.request_id(), name, key, data, self.permanent))
+        future = session.ask(PutRecord(session.request_id(), name, key, data, self.permanent))
+        topic = self.topic
+        if topic is not None and (plan := session.plan_of(topic)) != ():
+            # A cell is a channel too: reactions to it, such as links from it, get every value that is set.
+            if plan is None:
+                session.announce_nowait(topic)
+            session.begin_publish(topic, (value,), {}, waits=False)
+        return future
 
     def clear_nowait(self) -> Future:
         """As `clear`, without waiting: the future is done when the value is gone here."""

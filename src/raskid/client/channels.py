@@ -20,7 +20,7 @@ from raskid.client.waiting import Steps, take_steps, take_steps_in
 from raskid.core.events import UnwatchList
 from raskid.model.errors import SessionClosed, WaitTimeout, WrongThread
 from raskid.model.topics import CHANNELS, list_name
-from raskid.protocol.values import _LAZY
+from raskid.protocol.values import LAZY
 
 if TYPE_CHECKING:
     from raskid.client.session import Session
@@ -71,7 +71,7 @@ class ChannelHandle(Values, Source):
 
     def _make(self, value: Any) -> Any:
         """The value to send, looked at only when somebody reads."""
-        if callable(value) and isinstance(value, _LAZY):
+        if callable(value) and isinstance(value, LAZY):
             value = value()
         self._gate.check(value)
         return Whole(value) if type(value) is dict else value

@@ -103,7 +103,7 @@ def _base64(data: bytes) -> str:
 
 def _dtype_to_json(value: Any) -> Any:
     # As it stands in messages: text, or the list of a structure's fields.
-    return msgspec.msgpack.decode(values._describe(value.dtype))
+    return msgspec.msgpack.decode(values.describe_dtype(value.dtype))
 
 
 # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,7 +202,7 @@ def _read_scalar(inner: Any) -> Any:
 
 def _elements(description: Any, shape: tuple[int, ...], data: bytes) -> Any:
     np: Any = importlib.import_module("numpy")
-    dtype = values._read_dtype(msgspec.msgpack.encode(description))
+    dtype = values.read_dtype(msgspec.msgpack.encode(description))
     # Not left to numpy: it takes bytes that are more than the array's.
     size = math.prod(shape) * dtype.itemsize
     _expect(size == len(data), f"{size:,} bytes for shape {list(shape)} of {dtype}", f"{len(data):,} bytes")

@@ -236,6 +236,9 @@ class Reacting(Topics):
 def _topic_of(what: str, end: Any) -> str:
     """The topic on which an end's values are published."""
     topic = getattr(end, "topic", end)
+    if topic is None and what == "target":
+        # A key of a shared dictionary is no source, so that it cannot be the source here.
+        return ""
     if not isinstance(topic, str):
         raise TypeError(f"the {what} of a link is a channel, a cell, or the name of one, got {end!r:.60}")
     return check_name(topic)

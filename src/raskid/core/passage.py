@@ -35,6 +35,7 @@ from raskid.core.groups import Group
 from raskid.core.lists import Lists
 from raskid.model.errors import RemoteProtocolError, ValueNotSendable
 from raskid.model.ids import CodeId, PeerId, RequestId
+from raskid.model.topics import CELLS, check_list_name
 from raskid.protocol.messages import (
     AnyMessage,
     AskCode,
@@ -178,7 +179,12 @@ class Passage:
             self._out.forward(stage.operation.args[0], item, passing, now, effects)
         elif op == SET:
             permanent = bool(stage.operation.fields.get("permanent", False))
-            self._set(chain, stage.operation.args[0], stage.operation.args[1], permanent, item, effects)
+            name = stage.operation.args[0]
+            self._set(chain, name, stage.operation.args[1], permanent, item, effects)
+            kind, topic = check_list_name(name)
+            if kind == CELLS:
+                # A cell is a channel too: whoever reacts to its values, such as a link from it, gets this one.
+                self._out.forward(topic, item, passing, now, effects)
         elif op == KEEP and chain.keeper is not None:
             chain.keeper.store(passing.number if passing is not None else 0, item.encoded(), now)
 

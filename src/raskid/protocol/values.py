@@ -47,7 +47,7 @@ _DTYPE = re.compile(r"[<>|=][biufcmMSUV][0-9]{0,10}(\[[0-9]{0,10}[A-Za-z]{1,2}(/
 
 
 #: What `publish` calls to get the message. A class, or an object that can be called, is not meant by this.
-_LAZY = (
+LAZY = (
     types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.MethodWrapperType, functools.partial,
     functools._lru_cache_wrapper,
 )  # fmt: skip
@@ -82,7 +82,7 @@ def evaluate_message(args: tuple[Any, ...], fields: dict[str, Any]) -> tuple[tup
 
     A plain dict with text for all keys gives named fields, beside those given; anything else is the one value.
     """
-    if len(args) == 1 and callable(args[0]) and isinstance(args[0], _LAZY):
+    if len(args) == 1 and callable(args[0]) and isinstance(args[0], LAZY):
         value = args[0]()
         if type(value) is dict and all(isinstance(key, str) for key in value):
             return (), {**fields, **value}
@@ -163,7 +163,7 @@ def _write_array(np: Any, array: Any, code: int) -> Ext:
             "Send np.asarray(x), and what else it holds as separate fields"
         )
     try:
-        description = _describe(array.dtype)
+        description = describe_dtype(array.dtype)
     except (ValueError, TypeError) as error:
         raise ValueNotSendable(f"messages do not carry numpy arrays of dtype {array.dtype}: {error}") from error
     fortran = bool(array.flags.f_contiguous and not array.flags.c_contiguous)
@@ -177,7 +177,8 @@ def _write_array(np: Any, array: Any, code: int) -> Ext:
 
 
 @functools.lru_cache(maxsize=256)
-def _describe(dtype: Any) -> bytes:
+def describe_dtype(dtype: Any) -> bytes:
+    """A dtype in MessagePack: text, or the list of a structure's fields. Raises ValueError for one that messages do not carry."""
     if dtype.hasobject:
         raise ValueError("its elements are Python objects. Send a list, or convert it: x.astype(float), x.astype('U')")
     np_format: Any = importlib.import_module("numpy.lib.format")
@@ -188,7 +189,7 @@ def _describe(dtype: Any) -> bytes:
     written = _encode(description)
     if len(written) > _DESCRIPTION_BYTES_MAX:
         raise ValueError(f"its description exceeds {_DESCRIPTION_BYTES_MAX:,} bytes")
-    _read_dtype(written)
+    read_dtype(written)
     return written
 
 
@@ -302,7 +303,7 @@ def _read_array(data: memoryview) -> Any:
         raise RemoteProtocolError("a message holds a numpy array, and numpy is not installed here") from error
     if len(header.description) > _DESCRIPTION_BYTES_MAX:
         raise ValueError("the description of its dtype is too long")
-    dtype = _read_dtype(header.description)
+    dtype = read_dtype(header.description)
     if any(length < 0 for length in header.shape):
         raise ValueError(f"its shape is {header.shape}")
     # Not left to numpy: it takes a buffer that is longer than the array.
@@ -314,7 +315,8 @@ def _read_array(data: memoryview) -> Any:
 
 
 @functools.lru_cache(maxsize=256)
-def _read_dtype(description: bytes) -> Any:
+def read_dtype(description: bytes) -> Any:
+    """The dtype that `describe_dtype` described. Raises ValueError for bytes that describe none."""
     np_format: Any = importlib.import_module("numpy.lib.format")
     dtype = np_format.descr_to_dtype(_check_description(_decode_plain(description)))
     if dtype.hasobject or dtype.subdtype is not None:
