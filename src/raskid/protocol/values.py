@@ -178,7 +178,7 @@ def _write_array(np: Any, array: Any, code: int) -> Ext:
 
 @functools.lru_cache(maxsize=256)
 def describe_dtype(dtype: Any) -> bytes:
-    """A dtype in MessagePack: text, or the list of a structure's fields. Raises ValueError for one that messages do not carry."""
+    """A dtype in MessagePack: text, or the list of a structure's fields. Raises ValueError where that cannot be."""
     if dtype.hasobject:
         raise ValueError("its elements are Python objects. Send a list, or convert it: x.astype(float), x.astype('U')")
     np_format: Any = importlib.import_module("numpy.lib.format")
