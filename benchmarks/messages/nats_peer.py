@@ -29,13 +29,15 @@ def binary() -> str | None:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[tuple[str, int]]:
-    """A running server: its address and process id."""
+def server(*options: str) -> Iterator[tuple[str, int]]:
+    """A running server, started with these options besides: its address and process id."""
     program = binary()
     if program is None:
         raise RuntimeError("nats-server not found")
     with tempfile.TemporaryDirectory() as folder:
-        command = [program, "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", folder, "-l", f"{folder}/log"]
+        if "-js" in options:
+            options = (*options, "-sd", folder)
+        command = [program, "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", folder, "-l", f"{folder}/log", *options]
         process = subprocess.Popen(command)
         try:
             end = time.monotonic() + 10
