@@ -31,10 +31,11 @@ check: $(STAMP)
 
 $(BENCH_STAMP): pyproject.toml hatch_build.py $(shell find src -name '*.py')
 	test -x $(BENCH)/python || $(PYTHON) -m venv .venv-bench
+	RASKID_COMPILE=0 $(BENCH)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	$(BENCH)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps .
-	$(BENCH)/python -m pip install --quiet --disable-pip-version-check '.[bench]'
 	touch $@
 
 bench: $(BENCH_STAMP)
 	$(BENCH)/python -m benchmarks.messages
 	$(BENCH)/python -m benchmarks.tasks
+	$(BENCH)/python -m benchmarks.reactions
