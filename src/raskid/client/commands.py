@@ -16,10 +16,13 @@ import msgspec
 
 from raskid.client.escapes import EscapeError, from_json
 from raskid.model.errors import RaskidError
+from raskid.model.operations import Operation
 
 #: What every line may hold.
 DO = "do"
 ID = "id"
+#: What an operation consists of.
+_PARTS = ("op", "args", "fields")
 
 
 class BadLine(RaskidError, ValueError):
@@ -87,6 +90,47 @@ def read_fields(name: str, value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise BadLine(f"{name!r} is an object of named values, got {_shown(value)}")
     return {key: read_value(f"{name}.{key}", item) for key, item in value.items()}
+
+
+def read_names(name: str, value: Any) -> list[str]:
+    """A list of names."""
+    if type(value) is not list or any(type(item) is not str for item in value):
+        raise BadLine(f"{name!r} is a list of names, got {_shown(value)}")
+    return value
+
+
+def read_flag(name: str, value: Any) -> bool:
+    """True or false."""
+    if type(value) is not bool:
+        raise BadLine(f"{name!r} is true or false, got {_shown(value)}")
+    return value
+
+
+def read_number(name: str, value: Any) -> int:
+    """A whole number from 1 on."""
+    if type(value) is not int or value < 1:
+        raise BadLine(f"{name!r} is a whole number from 1 on, got {_shown(value)}")
+    return value
+
+
+def read_operations(name: str, value: Any) -> list[Operation]:
+    """Operations of the table, each as the list [op, args, fields] or as an object with these names."""
+    if type(value) is not list or not value:
+        raise BadLine(
+            f'{name!r} is a list of operations, such as [["filter", [["step", ">", 9]]]], got {_shown(value)}'
+        )
+    return [_read_operation(f"{name}[{number}]", item) for number, item in enumerate(value)]
+
+
+def _read_operation(name: str, value: Any) -> Operation:
+    parts = dict(zip(_PARTS, value, strict=False)) if type(value) is list else value
+    known = type(parts) is dict and parts.keys() <= set(_PARTS) and type(parts.get("op")) is str
+    if not known or (type(value) is list and len(value) > len(_PARTS)):
+        raise BadLine(
+            f'{name!r} is an operation, [op, args, fields] or {{"op", "args", "fields"}}, got {_shown(value)}'
+        )
+    args = read_values(f"{name}.args", parts.get("args", []))
+    return Operation(parts["op"], tuple(args), read_fields(f"{name}.fields", parts.get("fields", {})))
 
 
 def _shown(value: Any) -> str:

@@ -147,6 +147,8 @@ class Subscription:
         #: Messages are to be acknowledged: those that are being handled, by the thread or coroutine that has them.
         self._acks = acks
         self._held: dict[Any, Message] = {}
+        #: Only `acknowledge` says that a reader is through with a message; those that it has are held by their names.
+        self.by_hand = False
         #: Told of introductions, if somebody wants to know from which number on messages come.
         self.on_introduced: Callable[[PeerId, int], None] | None = None
         #: The session ended before the subscription did.
@@ -288,7 +290,9 @@ class Subscription:
 
     def _hold(self, message: Message | None) -> None:
         """A reader takes a message that is to be acknowledged: it is through with the one before."""
-        key = _reader()
+        key: Any = _reader()
+        if self.by_hand and message is not None:
+            key = (message.publisher, message.number)
         with self._session.engine.lock:
             before = self._held.pop(key, None)
             if message is not None:
@@ -300,6 +304,15 @@ class Subscription:
         """Where messages are acknowledged: the reader on this thread, or in this coroutine, is through with the one
         that it took last. Otherwise it is when it takes the next."""
         self._hold(None)
+
+    def acknowledge(self, publisher: str, number: int) -> bool:
+        """Where messages are acknowledged by hand: whoever has this one is through with it. False: nobody has it."""
+        with self._session.engine.lock:
+            message = self._held.pop((publisher, number), None)
+        if message is None:
+            return False
+        self._through(message)
+        return True
 
     def _pop(self) -> Message | None:
         """The next message, if one is here."""
@@ -425,7 +438,7 @@ class Subscription:
     def _release_held(self) -> None:
         """Before the end: what its readers took, and have been through with, is theirs."""
         with self._session.engine.lock:
-            held, self._held = list(self._held.values()), {}
+            held, self._held = [] if self.by_hand else list(self._held.values()), {}
         for message in held:
             self._through(message)
 

@@ -11,18 +11,37 @@ from raskid.model.errors import RemoteError
 
 if TYPE_CHECKING:
     from raskid.client.messages import Message
+    from raskid.client.reactions import Failure
 
 
 def message_event(name: str, message: Message) -> dict[str, Any]:
     """A message of the subscription of that name."""
+    number: dict[str, Any] = {"number": message.number, "again": message.again} if message.number else {}
     try:
         return {
             "event": "message", "subscription": name, "topic": message.topic, "publisher": message.publisher,
             "args": to_json(message.args), "fields": fields_to_json(message.fields), "dropped": message.dropped,
+            **number,
         }  # fmt: skip
     except Exception as error:
-        # One that cannot be read does not keep the others back.
-        return {"event": "error", "subscription": name, "topic": message.topic, **error_facts(error)}
+        # One that cannot be read does not keep the others back; it may be acknowledged all the same.
+        which = {"publisher": message.publisher, **number} if number else {}
+        return {"event": "error", "subscription": name, "topic": message.topic, **which, **error_facts(error)}
+
+
+def failure_event(name: str, failure: Failure) -> dict[str, Any]:
+    """One time that the reaction of that name failed."""
+    given = None
+    if failure.message is not None:
+        try:
+            given = {"args": to_json(failure.message.args), "fields": fields_to_json(failure.message.fields)}
+        except (TypeError, RecursionError):
+            given = None
+    return {
+        "event": "failure", "reaction": name, "publisher": failure.publisher, "operation": failure.operation,
+        "error": failure.error, "text": failure.text.encode(errors="replace").decode(), "message": given,
+        "failures": failure.failures, "suspended": failure.suspends,
+    }  # fmt: skip
 
 
 def value_event(name: str, value: Any) -> dict[str, Any]:

@@ -105,6 +105,7 @@ class Failure(NamedTuple):
         text: Its text, with the end of the traceback where code raised it.
         message: The message that the operation was given; None when that was too long to be sent along.
         failures: How often the reaction has failed in that process so far.
+        suspends: Whether the reaction is suspended now because of it.
     """
 
     publisher: str
@@ -113,6 +114,7 @@ class Failure(NamedTuple):
     text: str
     message: Message | None
     failures: int
+    suspends: bool = False
 
 
 class ReactionHandle:
@@ -174,7 +176,10 @@ class ReactionHandle:
                 message = None
             else:
                 message = Message(self.topic, publisher, 0, None, 0, args, fields)  # type: ignore[arg-type]
-        failure = Failure(report.where or publisher, report.step, report.error, report.text, message, report.failures)
+        suspends = report.suspended and not self.suspended and not self.closed
+        failure = Failure(
+            report.where or publisher, report.step, report.error, report.text, message, report.failures, suspends
+        )  # fmt: skip
         self.failures += 1
         self.last_failures.append(failure)
         if self._on_error is not None:
@@ -183,13 +188,14 @@ class ReactionHandle:
             # Further ones of the same kind would only fill the screen; the count is in `failures`.
             self._printed = (report.error, report.text)
             print(describe_failure(self.topic, self.operations, failure), file=sys.stderr)
-        if report.suspended and not self.suspended and not self.closed:
+        if suspends:
             self.suspended = f"it failed {report.failures} times at {failure.publisher}, last with {failure.error}"
-            print(
-                f"raskid: the reaction on {self.topic!r} is suspended: {self.suspended}. Mend what failed and call its "
-                "resume(), or close it",
-                file=sys.stderr,
-            )
+            if self._on_error is None:
+                print(
+                    f"raskid: the reaction on {self.topic!r} is suspended: {self.suspended}. Mend what failed and call "
+                    "its resume(), or close it",
+                    file=sys.stderr,
+                )
             self._put_state()
 
     def on_stopped(self, publisher: str, report: ReactionStopped) -> None:

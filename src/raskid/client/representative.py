@@ -1,7 +1,8 @@
 """What a session does for a program that speaks lines of JSON: holds its subscriptions, carries out its commands.
 
 `COMMANDS` is the table of what such a program may ask for; `docs/pipe.md` describes each. A new command is a method
-here and an entry there. `raskid.client.pipe` reads the lines and writes the answers.
+here and an entry there; those about subscriptions and reactions are in `raskid.client.receiving`. `raskid.client.pipe`
+reads the lines and writes the answers.
 
 Whatever comes from elsewhere is taken from the session only as fast as it can be told: messages wait in their
 subscription, so that its policy holds their publishers up or leaves some out; of a record that changes several times
@@ -14,7 +15,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raskid.client.commands import (
     Argument,
@@ -22,43 +23,28 @@ from raskid.client.commands import (
     Command,
     closest,
     read_fields,
+    read_flag,
+    read_names,
+    read_number,
+    read_operations,
     read_plain,
     read_text,
     read_value,
     read_values,
 )
 from raskid.client.escapes import to_json
-from raskid.client.notices import change_event, fields_to_json, message_event, named_error, value_event
+from raskid.client.notices import change_event, fields_to_json, named_error, value_event
+from raskid.client.receiving import Receiving, Teller
 from raskid.model.errors import Overflow, SessionClosed
 
 if TYPE_CHECKING:
     from raskid.client.aio import AsyncSession, AsyncSharedDict
     from raskid.client.cells import AsyncCell, CellValues
-    from raskid.client.messages import Subscription
 
 #: So many requests of others may wait for an answer; further ones are refused at once.
 REQUESTS_MAX = 10_000
 #: So many lists and cells that are only written are kept at hand.
 WRITTEN_MAX = 64
-
-
-class Teller(Protocol):
-    """Where events go."""
-
-    @property
-    def has_room(self) -> bool:
-        """Whether little that was told waits to be read."""
-
-    async def room(self) -> None:
-        """Wait until that is so."""
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Tell it."""
-
-
-class _Subscribed(NamedTuple):
-    subscription: Subscription
-    teller: asyncio.Task[None]
 
 
 class _Watched(NamedTuple):
@@ -94,7 +80,7 @@ class _Followed:
         self.records.close()
 
 
-class Representative:
+class Representative(Receiving):
     """Stands in a system for one program.
 
     Args:
@@ -103,9 +89,7 @@ class Representative:
     """
 
     def __init__(self, rk: AsyncSession, teller: Teller) -> None:
-        self._rk = rk
-        self._teller = teller
-        self._subscriptions: dict[str, _Subscribed] = {}
+        super().__init__(rk, teller)
         self._lists: dict[str, _Followed] = {}
         self._cells: dict[str, _Watched] = {}
         #: Lists and cells that are only written, by kind and name, the one that was used last at the end.
@@ -116,17 +100,11 @@ class Representative:
         self._requests_count = 0
         self._ending = False
 
-    async def _tell_when_room(self, event: Callable[[], dict[str, Any]]) -> None:
-        while not self._teller.has_room:
-            await self._teller.room()
-        self._teller.tell(event())
-
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
         """What tells events, for whoever cannot wait until it has told them all."""
         tellers = [followed.teller for followed in self._lists.values() if followed.teller is not None]
-        tellers += [subscribed.teller for subscribed in self._subscriptions.values()]
-        return [*tellers, *(watched.teller for watched in self._cells.values())]
+        return [*super().tasks, *tellers, *(watched.teller for watched in self._cells.values())]
 
     # ── messages ──
 
@@ -134,35 +112,6 @@ class Representative:
         """Publish a message."""
         await self._rk.publish(given["topic"], *given.get("args", ()), **given.get("fields", {}))
         return {}
-
-    async def subscribe(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Tell the messages of a topic from now on."""
-        topic = given["topic"]
-        name = given.get("as", topic)
-        if name in self._subscriptions:
-            raise BadLine(f'there is a subscription {name!r} already; name another one with "as"')
-        options = {key: given[key] for key in ("capacity", "overflow", "timeout") if key in given}
-        subscription = await self._rk.subscribe(topic, **options)
-        # It begins in a later turn of the loop, behind the answer to this.
-        teller = asyncio.create_task(self._tell_messages(name, subscription))
-        self._subscriptions[name] = _Subscribed(subscription, teller)
-        return {"subscription": name, "silent": list(subscription.silent)}
-
-    async def _tell_messages(self, name: str, subscription: Subscription) -> None:
-        async for message in subscription:
-            await self._tell_when_room(partial(message_event, name, message))
-
-    async def unsubscribe(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Tell them no longer."""
-        name = given["as"]
-        found = self._subscriptions.pop(name, None)
-        if found is None:
-            raise BadLine(f"there is no subscription {name!r}{closest(name, self._subscriptions)}")
-        try:
-            await found.subscription.aclose()
-        finally:
-            await found.teller
-        return {"dropped": found.subscription.dropped}
 
     # ── requests ──
 
@@ -352,8 +301,8 @@ class Representative:
                 answer.set_exception(SessionClosed("whoever was to answer has ended its input"))
 
     async def end(self) -> list[BaseException]:
-        """End all subscriptions, lists and cells, and tell what they hold; returns what went wrong."""
-        ends: list[Coroutine[Any, Any, Any]] = [self.unsubscribe({"as": name}) for name in self._subscriptions]
+        """End all subscriptions, reactions, lists and cells, and tell what they hold; returns what went wrong."""
+        ends: list[Coroutine[Any, Any, Any]] = self._ends()
         ends += [self.unshared({"name": name}) for name in self._lists]
         ends += [self.uncell({"name": name}) for name in self._cells]
         ends += [_close(handle) for handle in self._written.values()]
@@ -371,7 +320,15 @@ async def _close(handle: Any) -> None:
 
 _TEXT = Argument(read_text)
 _PLAIN = Argument(read_plain, required=False)
+_FLAG = Argument(read_flag, required=False)
 _MESSAGE = {"args": Argument(read_values, required=False), "fields": Argument(read_fields, required=False)}
+
+#: Of what delivers messages: a subscription, or a reaction.
+_RECEIVED = {
+    "topic": _TEXT, "as": Argument(read_text, required=False), "capacity": _PLAIN, "overflow": _PLAIN,
+    "timeout": _PLAIN, "history": _PLAIN, "numbered": _FLAG, "one_of": _PLAIN, "choose_by": _PLAIN, "ack": _FLAG,
+    "value": Argument(read_value, required=False),
+}  # fmt: skip
 
 
 def _lane(kind: str, argument: str) -> Callable[[dict[str, Any]], tuple[str, str]]:
@@ -384,6 +341,11 @@ _in_cell = _lane("cell", "name")
 _in_service = _lane("service", "service")
 _in_subscription = _lane("subscription", "as")
 
+
+def _in_new_subscription(given: dict[str, Any]) -> tuple[str, str]:
+    return "subscription", given.get("as", given["topic"])
+
+
 #: The program has nothing more to say; `raskid.client.pipe` sees to it.
 CLOSE = Command(lambda representative, given: {})
 
@@ -391,10 +353,25 @@ COMMANDS = {
     "publish": Command(Representative.publish, {"topic": _TEXT, **_MESSAGE}, _in_topic),
     "subscribe": Command(
         Representative.subscribe,
-        {"topic": _TEXT, "as": Argument(read_text, required=False), "capacity": _PLAIN, "overflow": _PLAIN,
-         "timeout": _PLAIN},
-        lambda given: ("subscription", given.get("as", given["topic"])),
+        {**_RECEIVED, "pull": _FLAG, "fields": Argument(read_names, required=False)}, _in_new_subscription,
     ),
+    "ask": Command(
+        Representative.ask, {"as": _TEXT, "count": Argument(read_number, required=False)}, _in_subscription
+    ),
+    "done": Command(
+        Representative.done, {"as": _TEXT, "publisher": _TEXT, "number": Argument(read_number)}, _in_subscription
+    ),
+    "react": Command(
+        Representative.react,
+        {**_RECEIVED, "operations": Argument(read_operations), "priority": _PLAIN, "limit": _PLAIN, "place": _PLAIN,
+         "seconds": _PLAIN, "permanent": _FLAG},
+        _in_new_subscription,
+    ),
+    "suspend": Command(
+        Representative.suspend, {"as": _TEXT, "why": Argument(read_text, required=False)}, _in_subscription
+    ),
+    "resume": Command(Representative.resume, {"as": _TEXT}, _in_subscription),
+    "reactions": Command(Representative.reactions, {"topic": _TEXT}),
     "unsubscribe": Command(Representative.unsubscribe, {"as": _TEXT}, _in_subscription),
     "request": Command(Representative.request, {"service": _TEXT, **_MESSAGE, "timeout": _PLAIN}),
     "serve": Command(Representative.serve, {"service": _TEXT}, _in_service),

@@ -7,26 +7,44 @@ from types import SimpleNamespace
 from typing import Any
 
 from raskid.client.messages import Message
+from raskid.core.operations import check_operation
 from raskid.model.errors import NotAllowed, RemoteError, SessionClosed, WaitTimeout
+from raskid.model.operations import Operation
 from raskid.protocol.values import decode_body, decode_value, encode_body, encode_value
 
 
 class FakeSubscription:
     """Messages that `give` puts in; at most `capacity` may wait, as a publisher would see to."""
 
-    def __init__(self, topic: str, capacity: int = 1024, overflow: str = "block", timeout: float = 5.0) -> None:
+    def __init__(self, topic: str, **options: Any) -> None:
         self.topic = topic
-        self.options = (capacity, overflow, timeout)
+        self.options = options
+        self.by_hand = False
+        self.open: set[tuple[str, int]] = set()
         self.silent = ("client-asleep",) if topic == "silent" else ()
         self.dropped = 0
         self.closed = False
         self.waiting: asyncio.Queue[Message | None] = asyncio.Queue()
 
-    def give(self, *args: Any, dropped: int = 0, body: bytes | None = None, **fields: Any) -> None:
+    def give(
+        self,
+        *args: Any,
+        dropped: int = 0,
+        body: bytes | None = None,
+        number: int = 0,
+        again: bool = False,
+        **fields: Any,
+    ) -> None:
         """A message comes."""
         self.dropped += dropped
         body = encode_body(args, fields) if body is None else body
-        self.waiting.put_nowait(Message(self.topic, "client-1", dropped, body))
+        self.waiting.put_nowait(Message(self.topic, "client-1", dropped, body, number=number, again=again))
+
+    def acknowledge(self, publisher: str, number: int) -> bool:
+        """The reader is through with a message."""
+        found = (publisher, number) in self.open
+        self.open.discard((publisher, number))
+        return found
 
     async def aclose(self) -> None:
         self.end()
@@ -46,7 +64,47 @@ class FakeSubscription:
         message = await self.waiting.get()
         if message is None:
             raise StopAsyncIteration
+        if self.by_hand:
+            self.open.add((message.publisher, message.number))
         return message
+
+
+class FakeReaction:
+    """A reaction, from its draft to its end; `on_error` is to be called with what goes wrong."""
+
+    def __init__(self, topic: str, options: dict[str, Any]) -> None:
+        self.topic = topic
+        self.on_error = options.pop("on_error")
+        self.options = options
+        self.operations: list[Operation] = []
+        self.forgotten = False
+        self.state: list[str] = []
+        self.silent = ()
+        self.subscription: FakeSubscription | None = None
+
+    def add(self, operation: Operation) -> None:
+        check_operation(operation)
+        self.operations.append(operation)
+
+    def forget(self) -> None:
+        self.forgotten = True
+
+    async def install(self, callback: None, **manner: Any) -> FakeReaction:
+        self.options.update(manner)
+        if any(operation.op == "deliver" for operation in self.operations):
+            self.subscription = FakeSubscription(self.topic)
+        return self
+
+    async def asuspend(self, why: str = "by its owner") -> None:
+        self.state.append(f"suspended {why}")
+
+    async def aresume(self) -> None:
+        self.state.append("resumed")
+
+    async def aclose(self) -> None:
+        self.state.append("closed")
+        if self.subscription is not None:
+            self.subscription.end()
 
 
 class FakeShared(dict[str, Any]):
@@ -135,9 +193,16 @@ class FakeSession:
         self.handlers: dict[str, Any] = {}
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         identity = SimpleNamespace(peer="client-7")
+        self.reacted: list[FakeReaction] = []
         self.session = SimpleNamespace(
-            peer=SimpleNamespace(identity=identity), next_change=lambda name: asyncio.shield(self.end)
-        )
+            peer=SimpleNamespace(identity=identity), next_change=lambda name: asyncio.shield(self.end),
+            require=self._require,
+        )  # fmt: skip
+        self.role = "execute"
+
+    def _require(self, role: str, what: str) -> None:
+        if self.role != role:
+            raise NotAllowed(f"{what} needs the role {role!r}")
 
     def lose(self, text: str = "the system's head is gone") -> None:
         """The system ends."""
@@ -154,6 +219,13 @@ class FakeSession:
         await asyncio.sleep(0)
         found = self.subscriptions[topic] = FakeSubscription(topic, **options)
         return found
+
+    def react(self, topic: str, /, *operations: Any, **options: Any) -> FakeReaction:
+        self.reacted.append(FakeReaction(topic, options))
+        return self.reacted[-1]
+
+    async def reactions(self, topic: str) -> list[dict[str, Any]]:
+        return [{"id": topic, "value": b"hi"}]
 
     async def shared(self, name: str) -> FakeShared:
         await asyncio.sleep(0)

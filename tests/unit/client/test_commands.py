@@ -17,12 +17,17 @@ from raskid.client.commands import (
     closest,
     find_command,
     read_fields,
+    read_flag,
     read_line,
+    read_names,
+    read_number,
+    read_operations,
     read_plain,
     read_text,
     read_value,
     read_values,
 )
+from raskid.model.operations import Operation
 
 COMMANDS = {
     "publish": Command(
@@ -122,3 +127,47 @@ def test_ids_of_every_kind_are_given_back() -> None:
     """What JSON has comes back as it was, which answers rely on."""
     for value in (None, 0, 2**70, 1.5, "x", [1, {"a": None}], {"$int": "1"}):
         assert read_line(msgspec.json.encode({"id": value}))["id"] == value
+
+
+def test_operations() -> None:
+    given = [
+        ["deliver"], ["choose", ["x"]], ["filter", [[0, "==", {"$bytes": "aGk="}]], {"$int": {"$int": "5"}}],
+        {"op": "sample", "fields": {"every": 2}},
+    ]  # fmt: skip
+    assert read_operations("operations", given) == [
+        Operation("deliver"), Operation("choose", ("x",)), Operation("filter", ([0, "==", b"hi"],), {"$int": 5}),
+        Operation("sample", (), {"every": 2}),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "'operations' is a list of operations, such as"),
+        ([], "'operations' is a list of operations"),
+        ("deliver", "'operations' is a list of operations"),
+        (["deliver"], r"'operations\[0\]' is an operation, .*, got \"deliver\""),
+        ([["deliver"], []], r"'operations\[1\]' is an operation"),
+        ([[5]], "is an operation"),
+        ([["choose", ["x"], {}, 1]], "is an operation"),
+        ([{"do": "deliver"}], "is an operation"),
+        ([{"op": "deliver", "arg": []}], "is an operation"),
+        ([{}], "is an operation"),
+        ([["choose", "x"]], r"'operations\[0\].args' is a list of values"),
+        ([["choose", ["x"], []]], r"'operations\[0\].fields' is an object of named values"),
+        ([["choose", [{"$byte": ""}]]], r"'operations\[0\].args' cannot be read: .* did you mean '\$bytes'"),
+    ],
+)
+def test_what_is_no_operation_is_refused(value: Any, text: str) -> None:
+    with pytest.raises(BadLine, match=text):
+        read_operations("operations", value)
+
+
+def test_names_flags_and_numbers() -> None:
+    assert (read_names("n", ["a"]), read_flag("f", False), read_number("c", 1)) == (["a"], False, 1)
+    for read, wrong in (
+        (read_names, ("a", [1], None)), (read_flag, (0, "true", None)), (read_number, (0, True, 1.0, "1")),
+    ):  # fmt: skip
+        for value in wrong:
+            with pytest.raises(BadLine, match="'x' is "):
+                read("x", value)

@@ -285,3 +285,25 @@ def test_a_request_does_not_overtake_what_was_published_before(rk, other):
             rk.publish("t", number)
             rk.request("noted", number)
     assert order == [(kind, number) for number in range(20) for kind in ("message", "request")]
+
+
+def test_messages_that_are_acknowledged_by_hand(head, rk, other):
+    """1. A member of a class takes two messages, and acknowledges the second. 2. It goes: the first is for the other
+    member, the second is not. 3. What nobody has cannot be acknowledged, and nothing twice."""
+    with head.session() as publisher:
+        first = rk.subscribe("work", one_of="c", ack=True)
+        first.by_hand = True
+        publisher.publish("work", 1)
+        publisher.publish("work", 2)
+        one, two = first.get(5), first.get(5)
+        peer = publisher.peer.identity.peer
+        assert (one.publisher, one.number, two.number) == (peer, 1, 2)
+        assert not first.acknowledge(peer, 3) and not first.acknowledge("somebody", 1)
+        assert first.acknowledge(peer, 2) and not first.acknowledge(peer, 2)
+        with other.subscribe("work", one_of="c", ack=True) as second:
+            first.close()
+            assert not first.acknowledge(peer, 1)
+            again = second.get(5)
+            assert (again.value, again.again) == (1, True)
+            publisher.publish("work", 3)
+            assert second.get(5).value == 3

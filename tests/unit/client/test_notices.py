@@ -8,7 +8,8 @@ import pytest
 
 from raskid.client.commands import BadLine
 from raskid.client.messages import Message
-from raskid.client.notices import change_event, error_facts, message_event, named_error, value_event
+from raskid.client.notices import change_event, error_facts, failure_event, message_event, named_error, value_event
+from raskid.client.reactions import Failure
 from raskid.model.errors import RemoteError
 from raskid.model.ids import PeerId
 from raskid.protocol.values import encode_body
@@ -27,6 +28,29 @@ def test_a_message_that_cannot_be_read_is_an_error() -> None:
     event = message_event("s", Message("t", PeerId("client-1"), 0, b"\xc1"))
     assert (event["event"], event["subscription"], event["topic"]) == ("error", "s", "t")
     assert event["error"] == "RemoteProtocolError"
+
+
+def test_messages_with_a_number_have_it_also_where_they_cannot_be_read() -> None:
+    for body, kind in ((encode_body((1,), {}), "message"), (b"\xc1", "error")):
+        event = message_event("s", Message("t", PeerId("client-1"), 0, body, number=7, again=True))
+        assert (event["event"], event["publisher"], event["number"], event["again"]) == (kind, "client-1", 7, True)
+
+
+def test_failures() -> None:
+    """One with its message, one whose message was too long to come along, one with what JSON lines cannot write."""
+    message = Message("t", PeerId("client-1"), 0, encode_body((b"hi",), {"$int": 1}))
+    failure = Failure("client-1", 2, "TypeError", "no\udcff", message, 3)
+    told = {
+        "event": "failure", "reaction": "r", "publisher": "client-1", "operation": 2, "error": "TypeError",
+        "text": "no?", "message": {"args": [{"$bytes": "aGk="}], "fields": {"$int": 1}}, "failures": 3,
+        "suspended": False,
+    }  # fmt: skip
+    assert failure_event("r", failure) == told
+    assert failure_event("r", failure._replace(message=None, suspends=True)) == {
+        **told, "message": None, "suspended": True,
+    }  # fmt: skip
+    odd = Message("t", PeerId("client-1"), 0, None, 0, (object(),), {})
+    assert failure_event("r", failure._replace(message=odd)) == {**told, "message": None}
 
 
 def test_a_value_that_json_lines_cannot_write_is_an_error() -> None:

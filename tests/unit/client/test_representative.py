@@ -58,7 +58,19 @@ def on_stage(body: Callable[[Stage], Coroutine[Any, Any, None]]) -> Callable[[],
 
 
 def test_the_fake_has_the_calls_that_the_real_one_has() -> None:
-    for name in ("publish", "subscribe", "shared", "cell", "serve", "unserve", "request", "topics", "status"):
+    for name in (
+        "publish",
+        "subscribe",
+        "shared",
+        "cell",
+        "serve",
+        "unserve",
+        "request",
+        "topics",
+        "status",
+        "react",
+        "reactions",
+    ):
         fake = inspect.signature(getattr(FakeSession, name)).parameters
         real = inspect.signature(getattr(AsyncSession, name)).parameters
         for parameter in fake.values():
@@ -82,7 +94,7 @@ async def test_messages(stage: Stage) -> None:
         "subscription"
     ] == "2"
     second = stage.rk.subscriptions["silent"]
-    assert (first.options, second.options) == ((1024, "block", 5.0), (5, "latest", 5.0))
+    assert (first.options, second.options) == ({}, {"capacity": 5, "overflow": "latest"})
     first.give(1, 2**60, dropped=3)
     told = await stage.events()
     second.give(**{"$int": b"hi"})
@@ -101,7 +113,7 @@ async def test_messages(stage: Stage) -> None:
     first.give("last")
     assert await stage.do("unsubscribe", **{"as": "silent"}) == {"dropped": 3}
     assert [event["args"] for event in stage.teller.take()] == [["last"]]
-    with pytest.raises(BadLine, match="there is no subscription 'silent'; known are 2"):
+    with pytest.raises(BadLine, match="there is no subscription or reaction 'silent'; known are 2"):
         await stage.do("unsubscribe", **{"as": "silent"})
     # Its name is free again.
     await stage.do("subscribe", topic="silent")
