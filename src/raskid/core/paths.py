@@ -232,14 +232,23 @@ class Paths:
     def _direct(self, remote: Remote) -> list[str]:
         return list(remote.ref.addresses)
 
+    def _all(self, remote: Remote) -> list[str]:
+        paths = self._direct(remote)
+        if self.head and remote.ref.peer != self.head:
+            paths.append(RELAY + remote.ref.peer)
+        return paths
+
+    def in_vain(self, remote: Remote) -> bool:
+        """Whether every path to a peer without a connection was tried since it had one, and none led there."""
+        failed = remote.tried - (remote.attempt is not None)
+        return failed >= len(self._all(remote))
+
     def try_(self, remote: Remote, now: float) -> list[Effect]:
         """Open a connection to a peer that has none, by the next of its paths."""
         self.deadlines.cancel((_RETRY, remote.ref.peer))
         if remote.attempt is not None or remote.connection is not None:
             return []
-        paths = self._direct(remote)
-        if self.head and remote.ref.peer != self.head:
-            paths.append(RELAY + remote.ref.peer)
+        paths = self._all(remote)
         if not paths:
             return []
         address = paths[remote.tried % len(paths)]

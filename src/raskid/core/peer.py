@@ -191,9 +191,13 @@ class Peer:
         _add_counts(self._counted, link)
 
     def is_away(self, peer: PeerId) -> bool:
-        """Whether a peer that was here has no connection now."""
+        """Whether a peer has no connection now: it was here, or could not be reached by any of its paths."""
         remote = self._remotes.get(peer)
-        return remote is not None and remote.connection is None and remote.info is not None
+        return (
+            remote is not None
+            and remote.connection is None
+            and (remote.info is not None or self._paths.in_vain(remote))
+        )
 
     def unsent(self) -> list[PeerId]:
         """Peers for which messages wait that no connection has taken yet."""

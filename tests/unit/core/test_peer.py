@@ -412,6 +412,23 @@ def test_what_is_not_acknowledged_is_reason_enough_to_connect_again() -> None:
     assert [it.address for it in door.effects if isinstance(it, Connect)] == ["unix:guest"]
 
 
+def test_who_can_be_reached_by_no_path_is_away() -> None:
+    """1. Somebody is called who has ended. 2. Until each path was tried it may be on its way. 3. Then it is away."""
+    caller = Caller(head="head")
+    caller.call("callee", "unix:x")
+    callee = PeerId("callee")
+    caller.event(ConnectionClosed(caller.connects[-1].connection, "unreachable"))
+    assert not caller.peer.is_away(callee)
+    caller.tick(0.1)
+    assert caller.connects[-1].address == "relay:callee" and not caller.peer.is_away(callee)
+    caller.event(ConnectionClosed(caller.connects[-1].connection, "unknown"))
+    assert caller.peer.is_away(callee) and caller.peer.unsent() == [callee]
+    caller.tick(1.0)
+    assert caller.connects[-1].address == "unix:x" and caller.peer.is_away(callee)
+    caller.hear(welcome(caller.opened(), addresses=("unix:x",)))
+    assert not caller.peer.is_away(callee)
+
+
 def relayed() -> Caller:
     """A link through the head although the other end has an address."""
     caller = Caller(head="head")
