@@ -247,6 +247,7 @@ class Connection:
             future.fail_with(fresh(error))
         for subscription in list(self.subscriptions.values()):
             subscription.ended()
+        self._outgoing.let_go()
 
     # ── what the session may do ──
 
@@ -352,11 +353,8 @@ class Connection:
                 return
             self._closing = True
         try:
-            with engine.lock:
-                self.driver.perform(self._messaging.flush_windows(self.driver.clock()))
-            engine.flush()
             until = time.monotonic() + DRAIN_S
-            while engine.failure is None and self._unwritten() and time.monotonic() < until:
+            while engine.failure is None and self._unsettled() and time.monotonic() < until:
                 await asyncio.sleep(LOOK_S)
         finally:
             with engine.lock:
@@ -378,13 +376,9 @@ class Connection:
         engine = self.engine
 
         def written() -> bool:
-            return not self._unwritten()
+            return not self._unsettled()
 
         try:
-            with engine.lock:
-                self.driver.perform(self._messaging.flush_windows(self.driver.clock()))
-            # What is only collected so far is nobody's yet.
-            engine.flush()
             if engine.serves_this_thread():
                 engine.drive_here(written, timeout)
             else:
@@ -392,6 +386,17 @@ class Connection:
         except RaskidError:
             # The head went meanwhile, or this is called where waiting is impossible: nothing more can be done.
             return
+
+    def _unsettled(self) -> bool:
+        """Let go what reactions still collect, and see whether something is still here; at the end of a session.
+
+        Each time anew: code that is through meanwhile may have put more into a window behind it.
+        """
+        with self.engine.lock:
+            self.driver.perform(self._messaging.flush_windows(self.driver.clock()))
+        # What is only collected so far is nobody's yet.
+        self.engine.flush()
+        return self._unwritten()
 
     def _unwritten(self) -> bool:
         """Whether something that was sent is still here, for somebody who is there to take it."""

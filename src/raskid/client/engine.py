@@ -269,6 +269,15 @@ class Engine:
         """Drive, or let somebody drive, until `done()`; False when time is up."""
         if done():
             return True
+        self.check_may_wait()
+        self.check_alive()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self.flush()
+        with self.waiting():
+            return self._wait_until(done, deadline)
+
+    def check_may_wait(self) -> None:
+        """Raise WrongThread where a blocking call would wait for itself."""
         if self.stepping is threading.current_thread() or (self.loop is not None and running_loop() is self.loop):
             raise WrongThread(
                 "a blocking call was made on the thread that serves this session's messages. Inside asyncio, await "
@@ -280,11 +289,6 @@ class Engine:
                 "a blocking call was made in the handler of a signal, in the middle of another call of this session. "
                 "Have the handler set a flag, and look at it in the program"
             )
-        self.check_alive()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        self.flush()
-        with self.waiting():
-            return self._wait_until(done, deadline)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,15 +10,16 @@ from raskid.client.declarations import check_fits, check_of
 from raskid.client.engine import fresh
 from raskid.client.futures import Future
 from raskid.client.messages import Message, Subscription
-from raskid.client.reactions import SETTLE_S, Draft, Failure, Op, ReactionHandle, describe_failure, reaction_facts
+from raskid.client.reactions import SETTLE_S, Draft, Failure, Op, ReactionHandle, reaction_facts
 from raskid.client.topics import FOLLOW_S, Topics
 from raskid.client.waiting import Steps, take_steps
 from raskid.core.effects import Effect, ReactionReported
-from raskid.core.events import Subscribed, UnwatchList
+from raskid.core.events import Subscribed
 from raskid.model.errors import RaskidError, RemoteProtocolError
 from raskid.model.ids import CodeId, RequestId
 from raskid.model.topics import REACTIONS, list_name
 from raskid.protocol.messages import ROLE_EXECUTE, Code, DeleteRecord, PutCode, ReactionFailed, ReactionStopped
+from raskid.services.outgoing import say_failure
 
 
 class Reacting(Topics):
@@ -41,9 +41,7 @@ class Reacting(Topics):
             if handle is not None:
                 handle.on_failed(effect.peer, message)
             elif not effect.peer:
-                # A reaction whose owner is gone: nobody else would say it.
-                failure = Failure(message.where, message.step, message.error, message.text, None, message.failures)
-                print(describe_failure(message.topic, (), failure), file=sys.stderr)
+                say_failure(message)
         elif isinstance(message, ReactionStopped) and handle is not None:
             handle.on_stopped(effect.peer, message)
 
@@ -53,6 +51,14 @@ class Reacting(Topics):
             for handle in list(self.reaction_handles.values()):
                 handle.closed = True
             self.reaction_handles.clear()
+
+    def is_used(self) -> bool:
+        """As for every session, and failures may be told of."""
+        return super().is_used() or any(handle.has_callback for handle in list(self.reaction_handles.values()))
+
+    def run_for_others(self) -> None:
+        """This process is there to run the code of others: its modules are theirs, as in a runner."""
+        self._outgoing.reactor.replace_modules()
 
     # ── what drafts need ──
 
@@ -220,10 +226,13 @@ class Reacting(Topics):
     def listing_reactions(self, topic: str) -> Steps[list[dict[str, Any]]]:
         """The steps of `reactions`."""
         name = list_name(REACTIONS, check_name(topic))
-        yield self.follow_nowait(name), FOLLOW_S, f"the hub did not send the reactions of {topic!r}"
-        with self.engine.lock:
-            records = list(self.replica(name).records.values())
-        self.engine.tell(UnwatchList(name))
+        future = self.follow_nowait(name)
+        try:
+            yield future, FOLLOW_S, f"the hub did not send the reactions of {topic!r}"
+            with self.engine.lock:
+                records = list(self.replica(name).records.values())
+        finally:
+            self.unfollow(name, future)
         found = []
         for record in records:
             try:

@@ -164,6 +164,11 @@ class ReactionHandle:
         """Whether these have to be acknowledged."""
         return self._reaction.ack
 
+    @property
+    def has_callback(self) -> bool:
+        """Whether somebody is to be told of failures."""
+        return self._on_error is not None
+
     # ── by the session, under its lock ──
 
     def on_failed(self, publisher: str, report: ReactionFailed) -> None:
@@ -310,7 +315,6 @@ class Draft:
         self._seconds = check_seconds("seconds", seconds)
         self._timeout = check_seconds("timeout", timeout)
         self._in_loop = in_loop
-        self._installed = False
         if not 0 < self._seconds <= SECONDS_MAX:
             raise ValueError(f"seconds is above 0 and up to {SECONDS_MAX:g}, got {seconds!r}")
         if place not in ("publisher", AT_HELPER):
@@ -325,6 +329,8 @@ class Draft:
             raise ValueError("ack and choose_by are for a class of reactions; name it with one_of=")
         if self._ack and self._place == AT_HELPER:
             raise ValueError("a reaction with ack=True runs at the publisher: the helper cannot acknowledge for it")
+        #: Only now: one whose arguments cannot be used is nobody's to install.
+        self._installed = False
 
     def _read_choice(self, choose_by: Any) -> tuple[str, Operation | None]:
         if choose_by is None:
@@ -557,8 +563,8 @@ class Draft:
         )  # fmt: skip
 
     def __del__(self) -> None:
-        # Attributes may be missing where the constructor has raised.
-        if not getattr(self, "_installed", True) and getattr(self, "_ops", None) is not None:
+        # It is missing where the constructor has raised.
+        if not getattr(self, "_installed", True):
             warnings.warn(
                 f"the reaction on {self._topic!r} was never installed: end it with .forward(topic), .set(cell), "
                 ".keep(...), .done(callback), .deliver() or .run()",

@@ -234,6 +234,9 @@ class Topics(Connection):
 
     def _may_block(self) -> bool:
         engine = self.engine
+        if self._outgoing.reactor.on_thread():
+            # Code of a reaction has its own limit of time, and others wait behind it.
+            return False
         if engine.loop is not None:
             return engine.loop is not running_loop()
         return threading.get_ident() not in engine.callback_threads
@@ -285,6 +288,7 @@ class Topics(Connection):
 
     def _wait_passed(self, waiter: Waiter) -> None:
         """Wait until code of reactions is through with what was published."""
+        self.engine.check_may_wait()
         self.engine.flush()
         with self.engine.waiting():
             self._outgoing.wait(waiter, self.engine.check_alive)

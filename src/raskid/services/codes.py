@@ -55,7 +55,7 @@ class CodeLoader:
     """
 
     def __init__(self, replaces: bool = True) -> None:
-        self._replaces = replaces
+        self.replaces = replaces
         self.functions: dict[str, Callable[..., Any]] = {}
         #: The script's own modules as they are loaded here: name → (file, hash of the source).
         self._loaded: dict[str, tuple[str, str]] = {}
@@ -73,7 +73,7 @@ class CodeLoader:
         if found is not None:
             return found
         path, modules, pickled = pickle.loads(blob)
-        extend_path(path, self._replaces)
+        extend_path(path, self.replaces)
         self._prepare(modules)
         loaded = pickle.loads(pickled)
         if not callable(loaded):
@@ -99,7 +99,7 @@ class CodeLoader:
                     "the script again, or in a session that stays: importlib.reload the module and submit again"
                 )
         if any(name in sys.modules and not self._is_loaded(name, *source) for name, source in new.items()):
-            if not self._replaces:
+            if not self.replaces:
                 name = next(name for name in new if name in sys.modules and not self._is_loaded(name, *new[name]))
                 raise StaleCode(
                     f"the module {name!r} is loaded here from other source than {new[name][0]} as the reaction's owner "

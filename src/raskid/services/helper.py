@@ -14,3 +14,4 @@ class Helper:
 
     def __init__(self, session: Any) -> None:
         self.session = session
+        session.run_for_others()

@@ -7,6 +7,7 @@ the same line, behind the code that publishes it.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +18,28 @@ from raskid.core.events import CodeRan
 from raskid.core.messaging import Messaging
 from raskid.core.targets import Target
 from raskid.io.driver import Driver
+from raskid.protocol.messages import ReactionFailed
 from raskid.protocol.values import evaluate_message
 from raskid.services.reacting import Reactor
 
 #: How long to wait before looking whether the code at work has used up its time, where it is not known.
 LOOK_S = 1.0
+
+
+def say_failure(message: Any) -> None:
+    """Print what failed here in a reaction whose owner has gone: nobody else would say it.
+
+    Args:
+        message: A `ReactionFailed`, or what else is told of reactions, of which there is nothing to say.
+    """
+    if isinstance(message, ReactionFailed):
+        where = f"operation {message.step}" if message.step >= 0 else "its clean-up or metric"
+        stops = ". It is suspended here" if message.suspended else ""
+        print(
+            f"raskid: a reaction on {message.topic!r}, whose owner has gone, failed here in {where} "
+            f"({message.failures} times so far): {message.error}: {message.text}{stops}",
+            file=sys.stderr,
+        )
 
 
 class Waiter:
@@ -107,9 +125,7 @@ class Outgoing:
             driver.perform(effects)
             return passing.waiting, waiter
 
-    def wait(
-        self, waiter: Waiter, check_alive: Callable[[], None], step: Callable[[float], Any] | None = None
-    ) -> None:
+    def wait(self, waiter: Waiter, check_alive: Callable[[], None], step: Callable[[float], Any] | None = None) -> None:
         """Wait until a message is through; raises what `check_alive` does.
 
         Args:
@@ -125,6 +141,8 @@ class Outgoing:
                 step(left)
             check_alive()
             left = self.patience()
+        if not waiter.done:
+            check_alive()
 
     def patience(self) -> float:
         """How long to sleep before the clock of the code at work is to be looked at again, in seconds."""
@@ -134,6 +152,10 @@ class Outgoing:
     def close(self) -> None:
         """Run nothing more, and let those go who wait."""
         self.reactor.close()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What those wait for who wait here will never be."""
         with self._driver.lock:
             waiters, self._waiters = list(self._waiters.values()), {}
         for waiter in waiters:

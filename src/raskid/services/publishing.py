@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from raskid.core.effects import Effect, ListRefused
+from raskid.core.effects import Effect, ListRefused, ReactionReported
 from raskid.core.events import Announce, CodeRan
 from raskid.core.lists import Lists
 from raskid.core.messaging import Messaging
@@ -28,7 +28,7 @@ from raskid.io.outbox import Outbox
 from raskid.model.errors import Overflow, RaskidError, WaitTimeout
 from raskid.model.topics import REACTIONS, check_list_name, check_topic
 from raskid.protocol.values import encode_message
-from raskid.services.outgoing import Outgoing
+from raskid.services.outgoing import Outgoing, say_failure
 
 #: The first publish on a topic, and one after a change of its readers, wait for the hub no longer than this.
 FOLLOW_S = 10.0
@@ -65,15 +65,21 @@ class Publisher:
 
     def on_effect(self, effect: Effect) -> None:
         """Take note of what the machines tell, and do what they ask for."""
-        if type(effect) is not ListRefused:
-            self._outgoing.on_effect(effect)
-        else:
+        if type(effect) is ListRefused:
             kind, topic = check_list_name(effect.name)
             if kind == REACTIONS:
                 self._refused[topic] = effect
+        elif type(effect) is ReactionReported:
+            if not effect.peer:
+                say_failure(effect.message)
+        else:
+            self._outgoing.on_effect(effect)
 
     def publish(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
         """As `raskid.publish`."""
+        if self._outgoing.reactor.on_thread():
+            self._publish_from_code(topic, args, fields)
+            return
         try:
             plan = self._plans.get(topic)
         except TypeError:
@@ -120,19 +126,28 @@ class Publisher:
         if full:
             raise not_taken(topic, full, BLOCK_S)
 
+    def _publish_from_code(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
+        """Code of a reaction publishes: it waits for nothing, since the task may be waiting for it, and drives."""
+        driver, messaging = self._driver, self._messaging
+        if topic in messaging.complex:
+            self._outgoing.publish(topic, args, fields, waits=False)
+        elif self._plans.get(topic) != ():
+            body = encode_message(args, fields)
+            with driver.lock:
+                driver.perform(messaging.publish(str.__str__(check_topic(topic)), body))
+        with driver.lock:
+            driver.perform(messaging.collect())
+        driver.wake()
+
     def _react(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
         """Take a message through reactions that are more than plain subscribers."""
         driver = self._driver
-        waits = not self._outgoing.reactor.on_thread()
-        if waits and any(target.credit <= 0 for target in self._messaging.targets_of(topic)):
+        if any(target.credit <= 0 for target in self._messaging.targets_of(topic)):
             driver.step(0)
-        full, waiter = self._outgoing.publish(topic, args, fields, waits)
+        full, waiter = self._outgoing.publish(topic, args, fields, waits=True)
         with driver.lock:
             driver.perform(self._messaging.collect())
         driver.flush()
-        if not waits:
-            # Whoever waits for this very code drives.
-            return
         if waiter is not None:
             self._outgoing.wait(waiter, _nothing, driver.step)
             with driver.lock:
@@ -148,6 +163,8 @@ class Publisher:
         driver = self._driver
         with driver.lock:
             driver.handle(event)
+            # Nobody comes by to write it when the task that published goes on computing meanwhile.
+            driver.flush()
         driver.wake()
 
     def _has_room(self, target: Target, number: int) -> bool:

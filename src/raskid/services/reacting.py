@@ -86,6 +86,10 @@ class Reactor:
         """A code object that was made here of this very function, which need not be loaded."""
         self._loader.functions.setdefault(code, function)
 
+    def replace_modules(self) -> None:
+        """From now on act as a runner does."""
+        self._loader.replaces = True
+
     # ── What others call ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def run(self, effect: RunCode) -> None:
