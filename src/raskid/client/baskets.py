@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from raskid.protocol.reactions import CAPACITY_MAX
 from raskid.services.basket import (
     BYTES,
     FACTORY,
+    PAGE_BYTES,
     PAGE_COUNT,
     process_name,
     publisher_name,
@@ -304,7 +305,7 @@ class BasketSubscription(Subscription):
             if not self._live.get(name):
                 self._live.pop(name, None)
 
-    def _hand_out(self, messages: Messages) -> list[Message]:
+    def _hand_out(self, messages: Messages, ends_page: bool = False) -> None:
         """Let readers have them, and ask what is to be asked."""
         found = []
         for name, number, body in messages:
@@ -319,6 +320,10 @@ class BasketSubscription(Subscription):
             found.append(message)
         self.dropped = self._history.dropped
         self._gather_credit(found)
+        if ends_page and found:
+            # Before anybody can take it.
+            self._page_end = found[-1]
+            self._page_end._credit = self._page_end._credit or -1
         if self._callback is not None:
             self._callback.call_each([(message,) for message in found], self._through)
         else:
@@ -329,7 +334,6 @@ class BasketSubscription(Subscription):
         if questions:
             # Not here: this may be in the middle of what the machines say.
             self._session.engine.call_soon(self._ask_basket, questions)
-        return found
 
     def _gather_credit(self, messages: list[Message]) -> None:
         """Let publishers hear of many messages at once."""
@@ -350,17 +354,13 @@ class BasketSubscription(Subscription):
             if self.closed:
                 return
             self._position = position
-            found = self._hand_out(
-                self._history.stored(Page([tuple(it) for it in messages], position, complete, latest))
-            )
-            if complete:
-                return
-            if found:
-                # The next one when these are taken; so no more than a page waits here.
-                self._page_end = found[-1]
-                self._page_end._credit = self._page_end._credit or -1
-                return
-        self._read_on()
+            page = Page([tuple(it) for it in messages], position, complete, latest)
+            out = self._history.stored(page)
+            # The next one when these are taken; so no more than a page waits here.
+            self._hand_out(out, ends_page=not complete)
+        if not out and not complete:
+            self._read_on()
+        self._session.engine.rouse()
 
     def _read_on(self) -> None:
         self._request(self._page_came, "read", self.topic, self._position, self.page_count)
@@ -390,6 +390,7 @@ class BasketSubscription(Subscription):
             if until >= last:
                 del self._limits[name]
             self._hand_out(self._history.answered(name, Extract([tuple(it) for it in messages], until)))
+        self._session.engine.rouse()
 
     def _lost_basket(self, error: RaskidError) -> None:
         """The basket does not answer any more: go on with what is live."""
@@ -397,6 +398,7 @@ class BasketSubscription(Subscription):
             if not self.closed and self._session.engine.failure is None:
                 print(f"raskid: a subscription to {self.topic!r} goes on without its basket: {error}", file=sys.stderr)
                 self._hand_out(self._history.basket_ended())
+        self._session.engine.rouse()
 
     def _request(self, then: Callable[[Any], None], what: str, *args: Any) -> None:
         if self.closed:
@@ -415,6 +417,39 @@ class BasketSubscription(Subscription):
             self._session.engine.call_soon(self._read_on)
         if message._credit > 0:
             super()._through(message)
+
+
+def handing_over(session: Session, kept: Sequence[tuple[str, str, list[tuple[int, bytes, float]]]]) -> Steps[None]:
+    """What a session does before it leaves: give what it keeps (`Messaging.kept`) to the baskets that are to have it.
+
+    What cannot be handed over is told on the standard error.
+    """
+    own = publisher_name(session.peer, session.peer.identity.peer)
+    for topic, name, messages in kept:
+        try:
+            handle = yield from BasketHandle(session, name, False)._starting()
+            for part in _parts(messages):
+                yield from handle._asking("take_over", topic, own, part)
+        except RaskidError as error:
+            print(
+                f"raskid: the basket {name!r} did not get all {len(messages)} messages on {topic!r} that were kept for "
+                f"it: {error}",
+                file=sys.stderr,
+            )
+
+
+def _parts(messages: list[tuple[int, bytes, float]]) -> Iterator[list[tuple[int, bytes, float]]]:
+    """Messages in portions of about the size of a page, in order."""
+    part: list[tuple[int, bytes, float]] = []
+    size = 0
+    for message in messages:
+        if part and (len(part) >= PAGE_COUNT or size + len(message[1]) > PAGE_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(message)
+        size += len(message[1])
+    if part:
+        yield part
 
 
 def _check_basket(given: Any) -> str:

@@ -8,6 +8,7 @@ from raskid.client.extensions import Extensions
 from raskid.client.flows import Flows
 from raskid.client.reacting import Reacting
 from raskid.client.requests import Requests
+from raskid.client.waiting import take_steps, take_steps_in
 
 
 class Session(Reacting, Flows, Requests, Extensions):
@@ -36,6 +37,38 @@ class Session(Reacting, Flows, Requests, Extensions):
 
     async def __aexit__(self, *error: object) -> None:
         await self.close_async()
+
+    def close(self) -> None:
+        """Leave the system; one that this session started ends as well.
+
+        What this process keeps for a basket (`Draft.keep`) is handed over, and what was sent is written first, for 2 s
+        at most, to those who are there to take it. Callbacks that are due still run, for 2 s at most.
+        """
+        try:
+            if (kept := self._kept()) and not self.engine.serves_this_thread():
+                from raskid.client.baskets import handing_over
+
+                take_steps(handing_over(self, kept))
+        finally:
+            super().close()
+
+    async def close_async(self) -> None:
+        """As `close`, in the event loop that drives this session, which goes on meanwhile."""
+        try:
+            if kept := self._kept():
+                from raskid.client.baskets import handing_over
+
+                await take_steps_in(handing_over(self, kept))
+        finally:
+            await super().close_async()
+
+    def _kept(self) -> list[tuple[str, str, list[tuple[int, bytes, float]]]]:
+        """What is kept here for baskets, as long as they can be told."""
+        engine = self.engine
+        if engine.failure is not None or engine.closing or self._closing:
+            return []
+        with engine.lock:
+            return self._messaging.kept(self.driver.clock())
 
     def __getattr__(self, name: str) -> Any:
         # Asked for what is not there otherwise. Python itself looks for names that begin so, also before there is
