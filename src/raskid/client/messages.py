@@ -204,6 +204,7 @@ class Subscription:
             if arrived.on_behalf:
                 message.publisher, message._sender = arrived.on_behalf, sender
         self._asked.discard(sender)
+        self._wanted = False
 
     def _introduced(self, arrived: Arrived) -> None:
         """A publisher says that messages come from it, and from which number on."""
@@ -249,6 +250,9 @@ class Subscription:
             self._orphaned = session.engine.failure is not None
             self.closed = True
             session.subscriptions.pop(self.id, None)
+            if self._acks:
+                # Nobody here has begun with them: other members of the class have them now.
+                self._messages.clear()
             while self._waiters:
                 self._wake_one()
         session.engine.tell(Unsubscribed(self.id))
