@@ -14,16 +14,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
 import raskid
+from raskid.client.escapes import to_json
 from tests.processes.helpers import wait_for
 
 pytestmark = pytest.mark.slow
 
 COMMAND = [sys.executable, "-W", "error", "-m", "raskid.cli.main", "pipe"]
 LIMIT_S = 20.0
+EXAMPLES = json.loads((Path(__file__).resolve().parents[2] / "docs" / "operations.json").read_text(encoding="utf-8"))
+ERRORS = {"wrong type": "TypeError", "wrong value": "ValueError"}
 
 
 def environment(rk: Any) -> dict[str, str]:
@@ -132,8 +136,6 @@ def test_programs_in_other_languages_take_part(rk: Any) -> None:
 
 def test_a_session_and_a_program(rk: Any) -> None:
     """Messages, requests and lists, both ways; arrays and other values that JSON does not have."""
-    import numpy as np
-
     with Pipe(rk) as pipe, rk.subscribe("from/pipe") as messages:
         peer = pipe.ask(do="status")["peer"]
         pipe.ask(do="subscribe", topic="to/pipe", **{"as": "in"})
@@ -202,6 +204,140 @@ def test_cells(rk: Any) -> None:
     cell.close()
 
 
+def test_reactions(rk: Any) -> None:
+    """1. A program reacts at this session: what its chain gives is told, and failures are. 2. It stops it for a while.
+    3. A chain into a cell, too. 4. Nothing of them is left when it has gone."""
+    with Pipe(rk) as pipe:
+        chain = [["filter", [["x", ">", 1]]], {"op": "choose", "args": ["x"]}, ["deliver"]]
+        answer = pipe.ask(do="react", topic="react/pipe", operations=chain, **{"as": "r"})
+        assert answer == {"id": "asked", "ok": True, "reaction": "r", "silent": []}
+        rk.publish("react/pipe", x=1)
+        rk.publish("react/pipe", x=2, y=b"much")
+        event = pipe.hear()
+        assert (event["subscription"], event["args"], event["fields"]) == ("r", [], {"x": 2})
+        rk.publish("react/pipe", x="text")
+        event = pipe.hear()
+        assert (event["event"], event["reaction"], event["operation"]) == ("failure", "r", 0)
+        assert (event["error"], event["message"]) == ("TypeError", {"args": [], "fields": {"x": "text"}})
+        pipe.ask(do="suspend", **{"as": "r"}, why="lunch")
+        (one,) = pipe.ask(do="reactions", topic="react/pipe")["reactions"]
+        assert one["suspended"] == "lunch" and one["owner"] == pipe.ask(do="status")["peer"]
+        rk.publish("react/pipe", x=3)
+        pipe.ask(do="resume", **{"as": "r"})
+        rk.publish("react/pipe", x=4)
+        assert pipe.hear()["fields"] == {"x": 4}
+        pipe.ask(do="react", topic="react/pipe", operations=[["set", ["cells:by/pipe", "value"]]])
+        with rk.cell("by/pipe") as cell:
+            rk.publish("react/pipe", x=0)
+            assert cell.wait(None, 5) == {"x": 0}
+        assert pipe.end() == (0, [], "")
+    assert rk.reactions("react/pipe") == []
+
+
+def test_a_reaction_that_fails_again_and_again(rk: Any) -> None:
+    """It is suspended, and the last failure that is told says so."""
+    with Pipe(rk) as pipe:
+        pipe.ask(do="react", topic="fails/pipe", operations=[["check", [], {"type": "int"}], ["deliver"]])
+        for _ in range(10):
+            rk.publish("fails/pipe", "text")
+        event = pipe.hear()
+        while not event["suspended"]:
+            event = pipe.hear()
+        assert event["failures"] == 10
+        assert pipe.end() == (0, [], "")
+
+
+def test_members_of_a_class(rk: Any) -> None:
+    """1. A program takes three messages of a class, and is through with the second. 2. It goes, and the others are for
+    this session, which has joined the class meanwhile."""
+    with Pipe(rk) as pipe, raskid.connect(rk.url) as publisher:
+        pipe.ask(do="subscribe", topic="class/pipe", one_of="c", ack=True)
+        for number in range(3):
+            publisher.publish("class/pipe", number)
+        told = [pipe.hear() for _ in range(3)]
+        assert [(event["args"], event["number"], event["again"]) for event in told] == [
+            ([number], number + 1, False) for number in range(3)
+        ]
+        pipe.ask(do="done", **{"as": "class/pipe"}, publisher=told[1]["publisher"], number=told[1]["number"])
+        with rk.subscribe("class/pipe", one_of="c", ack=True) as other:
+            assert pipe.end() == (0, [], "")
+            taken = [other.get(5) for _ in range(2)]
+            assert sorted((message.value, message.again) for message in taken) == [(0, True), (2, True)]
+
+
+def test_what_is_kept_and_what_is_asked_for(rk: Any) -> None:
+    """1. A program has messages kept, and subscribes with those that were published before. 2. One that pulls gets
+    what is published after it has asked."""
+    with Pipe(rk) as pipe:
+        pipe.ask(do="react", topic="kept/pipe", operations=[["keep", [], {"count": 2}]], **{"as": "keeps"})
+        for number in range(3):
+            rk.publish("kept/pipe", number, x=number)
+        pipe.ask(do="subscribe", topic="kept/pipe", history=-1, fields=["x"])
+        assert [pipe.hear()["fields"] for _ in range(2)] == [{"x": 1}, {"x": 2}]
+        pipe.ask(do="subscribe", topic="asked/pipe", pull=True)
+        asked = []
+        rk.publish("asked/pipe", lambda: asked.append("too early"))
+        pipe.ask(do="ask", **{"as": "asked/pipe"})
+        wait_for(lambda: rk.publish("asked/pipe", lambda: asked.append("made") or "made") or asked)
+        assert pipe.hear()["args"] == ["made"] and asked == ["made"]
+        assert pipe.end() == (0, [], "")
+
+
+def test_the_examples_of_the_table_of_operations(rk: Any) -> None:
+    """1. One program installs the chains of all examples that do not depend on time. 2. Another publishes their
+    messages. 3. The first is told what the examples say, and of each failure that they want."""
+    examples = [example for example in EXAMPLES["chains"] if not depends_on_time(example)]
+    assert len(examples) > 80
+    wanted: dict[str, tuple[list[Any], list[str]]] = {}
+    with Pipe(rk) as reader, Pipe(rk) as writer:
+        publishes = []
+        for number, example in enumerate(examples):
+            operations = [[op, *map(escaped, rest)] for op, *rest in example["operations"]]
+            reader.say(do="react", topic=f"example/{number}", operations=[*operations, ["deliver"]], id=number)
+            steps = [step for step in example["steps"] if "message" in step]
+            publishes += [{"do": "publish", "topic": f"example/{number}", **escaped(step["message"])} for step in steps]
+            given = [escaped(message) for step in steps for message in step.get("gives", ())]
+            wanted[f"example/{number}"] = given, [ERRORS[step["raises"]] for step in steps if "raises" in step]
+        answers = [reader.hear() for _ in examples]
+        assert all(answer["ok"] for answer in answers), answers
+        for at, publish in enumerate(publishes):
+            writer.say(**publish, id=at)
+        assert all(writer.hear()["ok"] for _ in publishes)
+        told: dict[str, tuple[list[Any], list[str]]] = {name: ([], []) for name in wanted}
+        while any(len(told[name][kind]) < len(wanted[name][kind]) for name in wanted for kind in (0, 1)):
+            event = reader.hear()
+            if event["event"] == "message":
+                told[event["subscription"]][0].append({"args": event["args"], "fields": event["fields"]})
+            else:
+                told[event["reaction"]][1].append(event["error"])
+        for name, example in zip(wanted, examples, strict=True):
+            assert told[name] == wanted[name], example["name"]
+        assert writer.end() == (0, [], "")
+        code, left, errors = reader.end()
+        assert (code, errors) == (0, "")
+        # What windows still hold may be told at the end; of everything else that was all.
+        windows = {"reduce", "gather"}
+        for event in left:
+            chain = examples[int(event["subscription"].partition("/")[2])]
+            assert windows & {operation[0] for operation in chain["operations"]}, (chain["name"], event)
+
+
+def depends_on_time(example: dict[str, Any]) -> bool:
+    """Whether an operation of its chain looks at a clock."""
+    return any({"seconds", "rate"} & fields.keys() for _, _, fields in example["operations"])
+
+
+def escaped(value: Any) -> Any:
+    """What the examples say, as lines of JSON say it: they have a way of their own to write an array."""
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "$array" in value:
+        return to_json(np.array(value["$array"], value["dtype"]))
+    return {name: escaped(item) for name, item in value.items()}
+
+
 def test_what_was_published_last_arrives(rk: Any) -> None:
     with rk.subscribe("last") as messages:
         lines = "".join(f'{{"do": "publish", "topic": "last", "args": [{n}]}}\\n' for n in range(50))
@@ -268,10 +404,10 @@ def with_command(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("with_command")
 def test_the_examples_of_the_document(rk: Any) -> None:
-    """1. A shell publishes, asks, and takes five messages. 2. A program serves."""
+    """1. A shell publishes, asks, takes five messages, and reacts. 2. A program serves."""
     text = (Path(__file__).resolve().parents[2] / "docs" / "pipe.md").read_text(encoding="utf-8")
     shell, program = (re.findall(rf"^```{kind}\n(.*?)^```$", text, re.M | re.S)[-1] for kind in ("sh", "python"))
-    publish, ask, take = shell.split("\n\n")
+    publish, ask, take, react = shell.split("\n\n")
     with rk.subscribe("mesh/ready") as messages:
         run_shell(rk, publish)
         assert messages.get(5)["step"] == 3
@@ -279,11 +415,22 @@ def test_the_examples_of_the_document(rk: Any) -> None:
     assert f"# {run_shell(rk, ask).stdout}" == ask.split("\n", 1)[1] + "\n"
     rk.unserve("add")
 
+    def reacted() -> bool:
+        found = rk.topics("reactions:mesh/ready").get("reactions:mesh/ready")
+        return bool(found and found["records"])
+
     with in_group(rk, ["/bin/sh", "-c", take]) as taker:
-        wait_for(lambda: rk.topics("reactions:mesh/ready").get("reactions:mesh/ready", {"records": 0})["records"])
+        wait_for(reacted)
         for step in range(6):
             rk.publish("mesh/ready", step=step)
         assert taker.communicate(timeout=LIMIT_S)[0] == "0\n1\n2\n3\n4\n"
+    wait_for(lambda: not reacted())
+    with in_group(rk, ["/bin/sh", "-c", react]) as taker:
+        wait_for(reacted)
+        for step in range(5):
+            rk.publish("mesh/ready", step=step, mesh=[step])
+        lines = [json.loads(taker.stdout.readline()) for _ in range(2)]
+        assert [line["fields"] for line in lines] == [{"step": 0}, {"step": 3}]
     with in_group(rk, [sys.executable, "-c", program]):
         assert rk.request("double", 21, timeout=LIMIT_S) == 42
 
