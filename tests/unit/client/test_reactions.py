@@ -134,11 +134,12 @@ def test_what_is_kept_comes_first_to_a_later_subscriber(rk, other, topic):
 def test_a_handle_is_closed_once_and_then_nothing_happens(rk, other, topic):
     handle = rk.react(topic).deliver()
     other.publish(topic, 1)
+    assert values(handle.subscription, 1) == [1]
     handle.close()
     handle.close()
     other.publish(topic, 2)
     assert handle.closed and "closed" in repr(handle)
-    assert [it.value for it in handle.subscription] == [1]
+    assert list(handle.subscription) == []
     assert rk.reactions(topic) == [] and rk.reaction_handles == {} and rk.subscriptions == {}
     for call in (handle.suspend, handle.resume):
         with pytest.raises(ValueError, match="was closed"):
