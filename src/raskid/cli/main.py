@@ -31,8 +31,9 @@ from raskid.client.session import Session
 from raskid.launch import local
 from raskid.launch.connect import RUNNERS_MAX, check_runners
 from raskid.launch.directories import url_of
-from raskid.model.errors import RaskidError, SessionClosed, WaitTimeout
+from raskid.model.errors import RaskidError, WaitTimeout
 from raskid.model.topics import check_topic, list_name
+from raskid.protocol.reactions import DROP_OLDEST, OVERFLOWS
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -196,24 +197,30 @@ def _list_processes(wanted: Any, as_json: bool) -> None:
 # A value may begin with '-', as negative numbers do.
 @app.command(context_settings={"ignore_unknown_options": True})
 def send(
-    topic: str = typer.Argument(help="Topic of the message."),
-    value: str = typer.Argument(metavar="JSON", help="An object gives named fields; anything else is the one value."),
+    topic: str = typer.Argument(help="Topic of the message; with --cell, name of the cell."),
+    value: str = typer.Argument(
+        metavar="JSON", help="An object gives a message's named fields; anything else is the one value."
+    ),
+    cell: bool = typer.Option(False, "--cell", help="Set a cell to the value, which stays."),
     system: str = SYSTEM,
     as_json: bool = JSON,
 ) -> None:
-    """Publish a message."""
+    """Publish a message, or set a cell."""
     with clear_errors():
         check_topic(topic)
         message = from_json(value)
         with attach(which(system)) as session:
-            if isinstance(message, dict):
+            if cell:
+                with session.cell(topic) as handle:
+                    handle.set(message)
+            elif isinstance(message, dict):
                 # The topic goes by position, so that a field may bear its name too.
                 session.publish(topic, **message)
             else:
                 session.publish(topic, message)
             _wait_written(session, topic)
         if as_json:
-            print_json({"topic": topic, "sent": True})
+            print_json({"cell": topic, "set": True} if cell else {"topic": topic, "sent": True})
 
 
 def _wait_written(session: Session, topic: str) -> None:
@@ -227,54 +234,56 @@ def _wait_written(session: Session, topic: str) -> None:
 
 @app.command()
 def get(
-    topic: str = typer.Argument(help="Topic of the shared list, or of the messages with --follow."),
-    follow: bool = typer.Option(False, "--follow", help="Print the topic's messages as they come."),
-    count: int = typer.Option(None, min=1, help="End after so many messages."),
-    timeout: float = typer.Option(None, min=0.0, help="End when no message came for so many seconds; exit code 1."),
+    topic: str = typer.Argument(help="Name of the shared list; of the cell with --cell; else topic with --follow."),
+    follow: bool = typer.Option(False, "--follow", help="Print messages, or the cell's values, as they come."),
+    cell: bool = typer.Option(False, "--cell", help="Print the value of a cell."),
+    count: int = typer.Option(None, min=1, help="End after so many."),
+    timeout: float = typer.Option(None, min=0.0, help="End when none came for so many seconds; exit code 1."),
+    overflow: str = typer.Option(
+        None, metavar="POLICY", help=f"When this is too slow: {', '.join(OVERFLOWS)}. Default: {DROP_OLDEST}."
+    ),
+    history: int = typer.Option(None, metavar="N", min=-1, help="Begin with the last N kept messages; -1: all."),
     system: str = SYSTEM,
     as_json: bool = JSON,
 ) -> None:
-    """Print the records of a shared list, or messages as they come. Exit code 1 when there is nothing."""
+    """Print the records of a shared list, the value of a cell, or what comes. Exit code 1 when there is nothing.
+
+    What comes is left out where it comes too fast, and standard error says how much that was: whoever looks holds no
+    program up, unless --overflow is block.
+    """
     with clear_errors():
         check_topic(topic)
         if not follow and (count is not None or timeout is not None):
             raise Failure("--count and --timeout go with --follow")
+        if (cell or not follow) and (overflow is not None or history is not None):
+            raise Failure("--overflow and --history are for messages: they go with --follow, and not with --cell")
         with attach(which(system)) as session:
-            if follow:
-                _follow(session, topic, count, timeout, as_json)
+            if not follow and not cell:
+                _print_records(session, topic, as_json)
                 return
-            name = list_name("shared", topic)
-            known = session.topics(name).get(name)
-            records = dict(session.shared(topic)) if known and known["records"] else {}
-        if as_json:
-            print_json(records)
-        else:
-            for key, value in records.items():
-                print(f"{key}\t{to_json(value)}")
-        if not records:
-            raise Failure(f"there is nothing in the shared list {topic!r}; messages are seen with --follow")
+            from raskid.cli import following
+
+            if not follow:
+                following.print_cell(session, topic, as_json)
+                return
+            ending = following.Ending(f"{'value of the cell' if cell else 'message on'} {topic!r}", count, timeout)
+            if cell:
+                following.follow_cell(session, topic, ending, as_json)
+            else:
+                following.follow_topic(session, topic, ending, overflow or DROP_OLDEST, history or 0, as_json)
 
 
-def _follow(session: Session, topic: str, count: int | None, timeout: float | None, as_json: bool) -> None:
-    taken = 0
-    subscription = session.subscribe(topic)
-    while count is None or taken < count:
-        try:
-            message = subscription.get(timeout)
-        except WaitTimeout:
-            wanted = f", of {count} wanted" if count else ""
-            raise WaitTimeout(f"no message on {topic!r} for {timeout:g} s ({taken} came{wanted})") from None
-        if message is None:
-            raise SessionClosed("the system has ended")
-        taken += 1
-        if as_json:
-            print_json(
-                {"topic": message.topic, "publisher": message.publisher, "args": message.args, "fields": message.fields}
-            )
-        else:
-            parts = [to_json(value) for value in message.args]
-            parts += [f"{key}={to_json(value)}" for key, value in message.fields.items()]
-            print(" ".join(parts), flush=True)
+def _print_records(session: Session, topic: str, as_json: bool) -> None:
+    name = list_name("shared", topic)
+    known = session.topics(name).get(name)
+    records = dict(session.shared(topic)) if known and known["records"] else {}
+    if as_json:
+        print_json(records)
+    else:
+        for key, value in records.items():
+            print(f"{key}\t{to_json(value)}")
+    if not records:
+        raise Failure(f"there is nothing in the shared list {topic!r}; messages are seen with --follow")
 
 
 @app.command()
@@ -292,6 +301,46 @@ def topics(
         else:
             rows = [(name, one["version"], one["records"], one["readers"]) for name, one in sorted(found.items())]
             print_table(("list", "version", "records", "readers"), rows)
+
+
+@app.command()
+def reactions(
+    topic: str = typer.Argument(help="Topic whose messages they take."), system: str = SYSTEM, as_json: bool = JSON
+) -> None:
+    """Show what is done with the messages of a topic where they are published: its subscriptions and reactions."""
+    with clear_errors():
+        check_topic(topic)
+        with attach(which(system)) as session:
+            found = session.reactions(topic)
+        if as_json:
+            print_json(found)
+        elif found:
+            titles = ("owner", "operations", "priority", "class", "value", "permanent", "suspended")
+            print_table(titles, [tuple(_brief(one.get(title)) for title in titles) for one in found])
+        else:
+            print(f"nobody reacts to {topic!r}")
+
+
+def _brief(value: Any) -> Any:
+    """What stands in a table: nothing for what is as it is for most."""
+    if value is False or (type(value) is str and not value):
+        return None
+    return "yes" if value is True else value
+
+
+@app.command()
+def services(system: str = SYSTEM, as_json: bool = JSON) -> None:
+    """Show the services of a system."""
+    with clear_errors():
+        with attach(which(system)) as session:
+            found = session.services()
+        if as_json:
+            print_json(found)
+        elif found:
+            rows = [(it["name"], it["state"], it["pid"] or None, "".join(it["why"].splitlines()[-1:])) for it in found]
+            print_table(("service", "state", "pid", "why"), rows)
+        else:
+            print("there is no service; one is started with rk.start_service(name, factory)")
 
 
 @app.command()

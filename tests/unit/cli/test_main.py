@@ -111,6 +111,87 @@ def test_following_messages(system: str) -> None:
     assert "no message on 'news' for 0.1 s" in the_error("get", "news", "--follow", "--timeout", "0.1", "--system", "t")
 
 
+def test_cells(system: str) -> None:
+    """1. A cell without a value. 2. It is set, and stays when the command has gone. 3. Its values are followed: the
+    present one first."""
+    assert "the cell 'speed' has no value" in the_error("get", "--cell", "speed", "-s", "t")
+    the_error("get", "--cell", "speed", "-s", "t", "--json", output='{"cell": "speed"}\n')
+    assert json.loads(run("send", "--cell", "speed", "-5", "-s", "t", "--json").stdout) == {
+        "cell": "speed", "set": True,
+    }  # fmt: skip
+    assert run("get", "--cell", "speed", "-s", "t").stdout == "-5\n"
+    run("send", "--cell", "speed", '{"x": 1}', "-s", "t")
+    follower = subprocess.Popen(
+        [*COMMAND, "get", "--cell", "speed", "--follow", "--count", "2", "--timeout", "20", "--json", "-s", "t"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert json.loads(follower.stdout.readline()) == {"cell": "speed", "value": {"x": 1}}
+    with raskid.connect("local://t") as session, session.cell("speed") as cell:
+        cell.set([2])
+    output, _ = follower.communicate(timeout=20)
+    assert json.loads(output) == {"cell": "speed", "value": [2]}
+    error = the_error("get", "--cell", "speed", "--follow", "--timeout", "0.1", "-s", "t", output="[2]\n")
+    assert "no value of the cell 'speed' for 0.1 s (1 came)" in error
+
+
+def test_reactions_and_services(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Wide enough for a row in one line.
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run("reactions", "news", "-s", "t").stdout == "nobody reacts to 'news'\n"
+    assert run("reactions", "news", "-s", "t", "--json").stdout == "[]\n"
+    assert "there is no service" in run("services", "-s", "t").stdout
+    assert run("services", "-s", "t", "--json").stdout == "[]\n"
+    with raskid.connect("local://t") as session:
+        session.react("news", priority=3, value=0).filter("step", ">", 9).forward("late")
+        (one,) = json.loads(run("reactions", "news", "-s", "t", "--json").stdout)
+        assert (one["owner"], one["priority"], one["value"]) == (session.peer.identity.peer, 3, 0)
+        titles, row = run("reactions", "news", "-s", "t").stdout.splitlines()
+        assert titles.split() == ["owner", "operations", "priority", "class", "value", "permanent", "suspended"]
+        assert "forward('late')" in row and row.split()[-5:] == ["3", "-", "0", "-", "-"]
+        session.start_service("boxes", lambda session: None)
+        (one,) = json.loads(run("services", "-s", "t", "--json").stdout)
+        assert (one["name"], one["state"]) == ("boxes", "running")
+        assert "boxes" in run("services", "-s", "t").stdout
+        session.stop_service("boxes")
+
+
+def test_who_looks_holds_nobody_up(system: str) -> None:
+    """1. The output of a follower is not read. 2. Much is published, and nothing waits for it. 3. It is read: the last
+    message is there, and standard error says how many others were left out."""
+    with (
+        raskid.connect("local://t") as session,
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            [*COMMAND, "get", "much", "--follow", "-s", "t"], stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as follower,
+    ):
+        while not session.reactions("much"):
+            session.engine.wait(lambda: False, 0.02)
+        text = "x" * 1000
+        for number in range(5000):
+            session.publish("much", number, text)
+        taken = 0
+        for line in follower.stdout:
+            taken += 1
+            if line.startswith("4999 "):
+                break
+        follower.terminate()
+        errors.seek(0)
+        lines = errors.read().splitlines()
+        left_out = [int(line.split()[1]) for line in lines if "left out before this message on 'much'" in line]
+        assert taken + sum(left_out) == 5000 and left_out
+
+
+def test_what_was_kept_comes_first(system: str) -> None:
+    with raskid.connect("local://t") as session:
+        session.react("kept").keep(count=10)
+        for number in range(3):
+            session.publish("kept", number)
+        assert run("get", "kept", "--follow", "--history", "2", "--count", "2", "-s", "t").stdout == "1\n2\n"
+        assert run("get", "kept", "--follow", "--history", "-1", "--count", "3", "-s", "t").stdout == "0\n1\n2\n"
+    assert "overflow is one of block, drop_oldest" in the_error("get", "x", "--follow", "--overflow", "no", "-s", "t")
+
+
 def test_errors_are_one_line(runtime: Path) -> None:
     for command in (["down", "no"], ["ps", "no"], ["send", "x", "1", "--system", "no"], ["topics", "--system", "no"]):
         assert "no system named 'no' runs on this machine" in the_error(*command)
@@ -147,12 +228,14 @@ def test_usage_errors_are_one_line(runtime: Path) -> None:
     assert "runners is a whole number from 1 to 1024, got 0" in the_error("up", "--runners", "0", "--json")
     assert "there is no script 'nope.py'" in the_error("run-test", "nope.py", code=2)
     assert "--count and --timeout go with --follow" in the_error("get", "x", "--count", "2")
+    for options in (["--history", "2"], ["--overflow", "latest"], ["--follow", "--cell", "--history", "2"]):
+        assert "--overflow and --history are for messages" in the_error("get", "x", *options)
 
 
 def test_help_and_version() -> None:
     assert run("--version").stdout == f"raskid {raskid.__version__}\n"
     assert run("-h").stdout == run("--help").stdout == run().stdout
-    for command in ("up", "down", "ps", "send", "get", "topics"):
+    for command in ("up", "down", "ps", "send", "get", "topics", "reactions", "services"):
         text = " ".join(run(command, "-h").stdout.split())
         assert "-s, --system" in text and "Default: the one in RASKID_URL, else 'default'" in text
 
