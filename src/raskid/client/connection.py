@@ -381,8 +381,11 @@ class Connection:
         try:
             if engine.serves_this_thread():
                 engine.drive_here(written, timeout)
-            else:
-                engine.wait(written, timeout)
+                return
+            until = time.monotonic() + timeout
+            # Code of reactions that is through, and writes what it gave, tells nobody who waits here.
+            while not engine.wait(written, LOOK_S) and time.monotonic() < until:
+                pass
         except RaskidError:
             # The head went meanwhile, or this is called where waiting is impossible: nothing more can be done.
             return

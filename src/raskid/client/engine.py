@@ -336,7 +336,7 @@ class Engine:
         until = time.monotonic() + timeout
         self.flush()
         while not done() and self.failure is None and (left := until - time.monotonic()) > 0:
-            self.driver.step(left)
+            self.driver.step(min(left, LOOK_S))
 
     def _drive(self, done: Callable[[], bool], deadline: float | None) -> None:
         step = self.driver.step

@@ -245,7 +245,7 @@ class Reacting(Topics):
 def _topic_of(what: str, end: Any) -> str:
     """The topic on which an end's values are published."""
     topic = getattr(end, "topic", end)
-    if topic is None and what == "target":
+    if topic is None and end is not None and what == "target":
         # A key of a shared dictionary is no source, so that it cannot be the source here.
         return ""
     if not isinstance(topic, str):

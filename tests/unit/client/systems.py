@@ -72,9 +72,9 @@ class Head:
         while not self.ending:
             self.driver.step(None)
 
-    def session(self) -> Session:
+    def session(self, **more: Any) -> Session:
         """A new session."""
-        return Session(self.address, TOKEN, directory=self.directory)
+        return Session(self.address, TOKEN, directory=self.directory, **more)
 
     def close(self) -> None:
         """End the head, and wait for its end."""
