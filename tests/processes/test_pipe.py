@@ -247,6 +247,27 @@ def test_a_reaction_that_fails_again_and_again(rk: Any) -> None:
         assert pipe.end() == (0, [], "")
 
 
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        ({"operations": [["fitler", [["x", ">", 1]]]]}, "ValueError", "Did you mean 'filter'"),
+        ({"operations": [["deliver"]], "permanent": True}, "ValueError", "cannot deliver here"),
+        ({"operations": [["deliver"]], "history": "all"}, "TypeError", "history is a whole number"),
+        ({"operations": [["deliver"]], "ack": True}, "ValueError", "a class"),
+        ({"operations": [["deliver"]] * 70}, "ValueError", "at most 64"),
+        ({"operations": [["deliver"]], "priority": 1.5}, "TypeError", "priority"),
+    ],
+)
+def test_reactions_that_are_none(rk: Any, given: dict[str, Any], error: str, text: str) -> None:
+    """Each is refused with its answer, leaves nothing in the system, and nothing on standard error at the end."""
+    with Pipe(rk) as pipe:
+        pipe.say(do="react", topic="none/pipe", id=1, **given)
+        answer = pipe.hear()
+        assert (answer["ok"], answer["error"]) == (False, error) and text in answer["text"]
+        assert pipe.ask(do="reactions", topic="none/pipe")["reactions"] == []
+        assert pipe.end() == (0, [], "")
+
+
 def test_members_of_a_class(rk: Any) -> None:
     """1. A program takes three messages of a class, and is through with the second. 2. It goes, and the others are for
     this session, which has joined the class meanwhile."""

@@ -187,5 +187,8 @@ def find_command(commands: Mapping[str, Command], line: dict[str, Any]) -> tuple
 
 def closest(given: Any, known: Iterable[str]) -> str:
     """What was probably meant, or what there is, as the end of a text."""
+    known = list(known)
     close = difflib.get_close_matches(given, known, 1) if type(given) is str else []
-    return f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}"
+    return (
+        f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(known)}" if known else "; there is none"
+    )

@@ -559,7 +559,8 @@ class Draft:
         return Reaction(
             self._session.peer.own_ref, tuple(self._ops), check_count("capacity", capacity, 1, CAPACITY_MAX),
             str.__str__(overflow), self._priority, self._limit, self._group, self._choice, self._metric, self._ack,
-            numbered or self._ack, history, self._place, self._seconds, self._cleanup, self._value,
+            numbered or self._ack, check_count("history", history, -1, CAPACITY_MAX),
+            self._place, self._seconds, self._cleanup, self._value,
         )  # fmt: skip
 
     def __del__(self) -> None:

@@ -19,6 +19,7 @@ from raskid.client.notices import failure_event, message_event
 from raskid.client.reactions import FAILURES_KEPT
 from raskid.model.operations import CODE
 from raskid.protocol.messages import ROLE_EXECUTE
+from raskid.protocol.reactions import OVERFLOWS, PULL
 
 if TYPE_CHECKING:
     from raskid.client.aio import AsyncSession
@@ -234,6 +235,10 @@ class Receiving:
         operations = given["operations"]
         if any(operation.op == CODE for operation in operations):
             self._rk.session.require(ROLE_EXECUTE, "a reaction with code")
+        if given.get("overflow") == PULL:
+            raise BadLine(
+                f"'overflow' of a reaction is one of {', '.join(OVERFLOWS)}; subscribe with \"pull\" for that"
+            )
         options = {key: given[key] for key in REACT_OPTIONS if key in given}
         draft = self._rk.react(given["topic"], on_error=reception.on_failure, **options)
         try:

@@ -129,6 +129,10 @@ def test_ids_of_every_kind_are_given_back() -> None:
         assert read_line(msgspec.json.encode({"id": value}))["id"] == value
 
 
+def test_where_nothing_is_known() -> None:
+    assert closest("x", []) == "; there is none"
+
+
 def test_operations() -> None:
     given = [
         ["deliver"], ["choose", ["x"]], ["filter", [[0, "==", {"$bytes": "aGk="}]], {"$int": {"$int": "5"}}],

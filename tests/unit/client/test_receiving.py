@@ -58,7 +58,7 @@ async def test_messages_are_acknowledged_when_the_program_says_so(stage: Stage) 
     subscription.give(4, number=4)
     await stage.do("unsubscribe", **{"as": "x"})
     assert await stage.events() == []
-    with pytest.raises(BadLine, match="no subscription or reaction 'x'"):
+    with pytest.raises(BadLine, match="no subscription or reaction 'x'; known are y"):
         await stage.do("done", **{"as": "x", "publisher": "client-1", "number": 1})
 
 
@@ -147,6 +147,8 @@ async def test_what_cannot_be_installed_is_forgotten(stage: Stage) -> None:
     with pytest.raises(ValueError, match="operation"):
         await stage.do("react", topic="x", operations=[["deliver"], ["fitler", []]])
     assert stage.rk.reacted[0].forgotten
+    with pytest.raises(BadLine, match="'overflow' of a reaction is one of block, "):
+        await stage.do("react", topic="x", operations=[["deliver"]], overflow="pull")
     with pytest.raises(BadLine, match="'react' needs 'operations'"):
         await stage.do("react", topic="x")
     await stage.do("react", topic="x", operations=[["deliver"]])
