@@ -1,0 +1,222 @@
+"""Publishing through reactions, without a system: who waits for their code, and until when."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from raskid.core.effects import CheckCode, Passed, RunCode
+from raskid.core.events import Announce, CodeRan, Received
+from raskid.core.identity import Identity
+from raskid.core.lists import Lists
+from raskid.core.messaging import Messaging
+from raskid.core.peer import Peer
+from raskid.core.relay import RelayEnd
+from raskid.core.station import Station
+from raskid.io.driver import Driver
+from raskid.model.errors import SessionClosed, ValueNotSendable
+from raskid.model.ids import CodeId, IdSource, PeerId, RequestId
+from raskid.model.operations import CODE, DELIVER, FILTER, LANGUAGE, LANGUAGE_VERSION, Operation
+from raskid.model.topics import REACTIONS, list_name
+from raskid.protocol.messages import Code, ListState, PeerRef, ReactionFailed, Record
+from raskid.protocol.reactions import Reaction, encode_reaction
+from raskid.services.codes import pack_code
+from raskid.services.outgoing import LOOK_S, Outgoing, say_failure
+
+HUB = PeerId("hub")
+OWNER = PeerRef(PeerId("owner"), 1, ())
+
+
+class Rig:
+    """One process that publishes on topic "t"; what it would write is never written."""
+
+    def __init__(self):
+        peer = Peer(Identity(PeerId("me"), 1, 9, "client", "token"), head=HUB)
+        lists = Lists(HUB)
+        self.messaging = Messaging(lists)
+        station = Station(peer, [lists, self.messaging], RelayEnd(HUB, IdSource(9)))
+        self.effects = []
+        self.driver = Driver(station, self._apply)
+        self.outgoing = Outgoing(self.driver, self.messaging, self.tell, replaces=False)
+        self.told = threading.Event()
+
+    def _apply(self, effect):
+        if type(effect) in (RunCode, Passed, CheckCode):
+            self.effects.append(effect)
+            self.outgoing.on_effect(effect)
+
+    def tell(self, event):
+        self.driver.handle(event)
+        self.told.set()
+
+    def react(self, *operations, function=None, seconds=10.0):
+        if function is not None:
+            self.messaging.add_code(Code(CodeId("c1"), pack_code((), (), b""), "function"))
+            self.outgoing.reactor.know("c1", function)
+            operations = (Operation(CODE, ("c1", LANGUAGE, LANGUAGE_VERSION)), *operations)
+        record = Record("7", encode_reaction(Reaction(OWNER, operations, seconds=seconds)), "owner")
+        self.driver.handle(Announce("t"))
+        state = ListState(list_name(REACTIONS, "t"), 1, [record])
+        with self.driver.lock:
+            for effect in self.driver.station.machines[0].handle(Received(HUB, state), 0.0):
+                self._apply(effect)
+        assert "t" in self.messaging.complex
+
+    def publish(self, *args, waits=True, **fields):
+        return self.outgoing.publish("t", args, fields, waits)
+
+    def sent(self):
+        """How many messages have used up credit of the owner."""
+        return [target.capacity - target.credit for target in self.messaging.targets_of("t")]
+
+
+@pytest.fixture
+def rig():
+    found = Rig()
+    yield found
+    found.outgoing.close()
+    found.driver.close()
+
+
+def nothing():
+    return
+
+
+def test_without_code_nobody_waits(rig):
+    rig.react(Operation(FILTER, ([0, ">", 1],)), Operation(DELIVER))
+    assert rig.publish(1) == ([], None) and rig.sent() == [0]
+    assert rig.publish(2) == ([], None) and rig.sent() == [1]
+
+
+def test_a_message_that_nobody_wants_is_not_made(rig):
+    rig.react(Operation("sample", (), {"every": 2}), Operation(DELIVER))
+    made = []
+    for number in range(4):
+        rig.outgoing.publish("t", (lambda number=number: made.append(number) or number,), {}, True)
+    assert rig.sent() == [2]
+    assert rig.outgoing.publish("unknown", (lambda: made.append("never"),), {}, True) is None
+    assert "never" not in made
+
+
+def test_who_publishes_waits_until_code_has_run(rig):
+    go = threading.Event()
+    rig.react(Operation(DELIVER), function=lambda value: go.wait(5) and value)
+    waiting, waiter = rig.publish(1)
+    assert waiting == [] and not waiter.done and rig.sent() == [0]
+    go.set()
+    rig.outgoing.wait(waiter, nothing)
+    assert waiter.done and rig.sent() == [1] and not rig.outgoing._waiters
+
+
+def test_code_that_is_through_at_once_is_not_missed(rig):
+    rig.react(Operation(DELIVER), function=lambda value: value)
+    for number in range(200):
+        waiter = rig.publish(number)[1]
+        rig.outgoing.wait(waiter, nothing)
+    assert rig.sent() == [200] and not rig.outgoing._waiters
+
+
+def test_a_callback_is_called_once_it_is_through(rig):
+    go, called = threading.Event(), threading.Event()
+    rig.react(function=lambda value: go.wait(5))
+    waiter = rig.publish(1)[1]
+    waiter.callback = called.set
+    go.set()
+    assert called.wait(5) and waiter.done
+
+
+def test_time_is_up_although_nobody_else_looks_at_the_clock(rig):
+    go = threading.Event()
+    rig.react(function=lambda value: go.wait(5), seconds=0.02)
+    started = time.monotonic()
+    rig.outgoing.wait(rig.publish(1)[1], nothing)
+    assert 0.02 <= time.monotonic() - started < 2
+    go.set()
+
+
+def test_who_waits_serves_connections_where_nobody_else_does(rig):
+    go = threading.Event()
+    rig.react(function=lambda value: go.wait(5))
+    waiter = rig.publish(1)[1]
+    steps = []
+
+    def step(seconds):
+        steps.append(seconds)
+        go.set()
+        rig.told.wait(5)
+
+    rig.outgoing.wait(waiter, nothing, step)
+    assert steps and all(0 < seconds <= LOOK_S for seconds in steps)
+
+
+def test_code_that_publishes_does_not_wait(rig):
+    """1. Code publishes on its own topic. 2. It stands behind itself, so that it must not wait. 3. Both are through."""
+    inner = []
+
+    def function(value):
+        if value:
+            inner.append(rig.publish(value - 1, waits=False))
+        return value
+
+    rig.react(Operation(DELIVER), function=function)
+    rig.outgoing.wait(rig.publish(3)[1], nothing)
+    while rig.sent() != [4]:
+        rig.told.wait(0.01)
+    assert inner == [([], None)] * 3
+
+
+def test_the_end_lets_those_go_who_wait(rig):
+    go = threading.Event()
+    rig.react(function=lambda value: go.wait(5))
+    first, second = rig.publish(1)[1], rig.publish(2)[1]
+    called = threading.Event()
+    second.callback = called.set
+    ended = []
+
+    def check_alive():
+        raise SessionClosed("over")
+
+    def wait():
+        with pytest.raises(SessionClosed):
+            rig.outgoing.wait(first, check_alive)
+        ended.append(True)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    rig.outgoing.close()
+    thread.join(5)
+    assert ended == [True] and called.is_set() and not first.done
+    go.set()
+    # What is told late harms nothing.
+    rig.driver.handle(CodeRan(1, [1]))
+
+
+def test_what_cannot_be_sent_is_raised_and_leaves_nothing_behind(rig):
+    rig.react(Operation(DELIVER), Operation(FILTER, ([0, "==", 1],)))
+    with pytest.raises(ValueError, match="made wrong"):
+        rig.publish(wrong)
+    assert rig.publish(1) == ([], None) and rig.sent() == [1]
+    assert rig.publish(object()) == ([], None) and rig.sent() == [1], "its owner hears of it"
+    assert not rig.outgoing._waiters
+    with pytest.raises(ValueNotSendable):
+        from raskid.protocol.values import encode_message
+
+        encode_message((object(),), {})
+
+
+def wrong():
+    raise ValueError("made wrong")
+
+
+def test_a_failure_that_nobody_else_says_is_printed(capsys):
+    say_failure(ReactionFailed(RequestId(7), "t", 2, "ValueError", "bad", b"", 3, "here", True))
+    say_failure(ReactionFailed(RequestId(7), "t", -1, "ValueError", "bad", b"", 1, "here", False))
+    say_failure(object())
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == (
+        "raskid: a reaction on 't', whose owner has gone, failed here in operation 2 (3 times so far): "
+        "ValueError: bad. It is suspended here"
+    )
+    assert "in its clean-up or metric (1 times so far)" in second
