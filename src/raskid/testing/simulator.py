@@ -114,7 +114,7 @@ class Node:
         head = self.kind == KIND_HEAD
         peer = Peer(identity, "" if head else HEAD, world.lease_s)
         self.lists = Lists(HEAD, self.agent)
-        self.messaging = Messaging(self.lists)
+        self.messaging = Messaging(self.lists, world.random.randrange, f"{name}/{incarnation}")
         self.calls = Calls(self.lists)
         machines: list[Any] = [self.lists, self.messaging, self.calls]
         self.hub: Hub | None = None
@@ -224,19 +224,25 @@ class Node:
         self.do(Request(request, service, body, self.clock + limit_s))
         return request
 
+    def take(self, one: Arrived) -> None:
+        """Take one message, after a while."""
+        world = self.world
+        took = Took(one.subscription, one.publisher, 1)
+        world.later(world.random.uniform(0, self.take_s), self, "take", lambda: world.handle(self, took))
+
     def on_effect(self, effect: Any) -> None:
         """Note what the station tells the application, and read messages after a while."""
         world = self.world
         kind = type(effect)
         if kind is Arrived:
-            took = Took(effect.subscription, effect.publisher, 1)
-            for number, body in enumerate(effect.bodies):
+            for at, body in enumerate(effect.bodies):
                 # One by one, as their reader takes them.
                 one = Arrived(
-                    effect.subscription, effect.publisher, effect.topic, [body], 0 if number else effect.dropped
-                )
+                    effect.subscription, effect.publisher, effect.topic, [body], 0 if at else effect.dropped,
+                    effect.numbers[at : at + 1], effect.again, effect.on_behalf,
+                )  # fmt: skip
                 self.arrived.setdefault(effect.subscription, []).append(one)
-                world.later(world.random.uniform(0, self.take_s), self, "take", lambda: world.handle(self, took))
+                self.take(one)
         elif kind is PublisherEnded:
             self.ended.setdefault(effect.subscription, []).append(effect)
         elif kind is Replied:
