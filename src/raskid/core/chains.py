@@ -78,7 +78,7 @@ class Passing:
     """One message on its way through the reactions of a topic."""
 
     __slots__ = (
-        "again", "at", "consumed", "delivered", "done", "group", "guest", "holder", "hops", "id", "item", "number",
+        "again", "at", "begun", "consumed", "done", "group", "guest", "holder", "hops", "id", "item", "number",
         "parent", "pending", "publisher", "running", "told", "topic", "units", "waiting", "waits",
     )  # fmt: skip
 
@@ -97,14 +97,15 @@ class Passing:
         #: Another member of its class had it before.
         self.again = False
         self.consumed = False
-        #: Its class, if it has to be acknowledged, and whether its member's chain has delivered it.
+        #: The class whose member is being chosen.
         self.group: Any = None
-        self.delivered = False
         #: Code and other topics that it is still on its way in.
         self.pending = 0
         #: The chain that decides whether further reactions get it, while that runs.
         self.holder: Chain | None = None
         self.running = False
+        #: It has met its first reaction, or is about to: nothing stands before it in its topic's line.
+        self.begun = False
         self.done = False
         #: Whether the application hears that it is through.
         self.told = False
@@ -176,8 +177,9 @@ class Chain:
         self.passed = 0
         self.over = False
         self.jobs = 0
-        #: Messages that wait for code or a host to be there: (number of the stage, message, where it comes from).
-        self.stalled: deque[tuple[int, Item, Passing | None]] = deque()
+        #: Messages that wait for code or a host to be there: (number of the stage, message, where it comes from,
+        #: whether it counts already).
+        self.stalled: deque[tuple[int, Item, Passing | None, bool]] = deque()
         self.stalled_until = 0.0
         self.keeper: Keeper | None = None
         codes = [at for at, stage in enumerate(self.stages) if stage.op in (CODE, HAND_ON)]
@@ -224,7 +226,11 @@ class Chain:
     @property
     def active(self) -> bool:
         """Whether messages go through it."""
-        return not (self.removed or self.suspended or self.over)
+        return not (self.removed or self.suspended or self.over or self.refused)
+
+    def admits(self, admitted: bool) -> bool:
+        """Whether a message goes on in it; at the limit only those do that were counted before."""
+        return not (self.removed or self.suspended) if admitted else self.active
 
     @property
     def delivers(self) -> bool:
@@ -252,13 +258,20 @@ class Chain:
         return self.reaction.numbered or self.reaction.ack or self.keeper is not None
 
     @property
+    def cleanup(self) -> Operation | None:
+        """What is to be run here in the end: where all is handed on, nothing ran here."""
+        return None if self.hand_on == 0 else self.reaction.cleanup
+
+    @property
     def load(self) -> int:
         """Messages under way in it."""
         return self.jobs + len(self.stalled) + (self.target.load if self.target is not None else 0)
 
     def next_deadline(self) -> float | None:
-        """When one of its windows ends."""
+        """When one of its windows ends; one that is suspended has no end."""
         nearest: float | None = None
+        if not self.active:
+            return None
         for stage in self.stages:
             if stage.step is not None:
                 deadline = stage.step.next_deadline()
@@ -269,7 +282,7 @@ class Chain:
     def codes(self) -> list[CodeId]:
         """The code objects that it runs here."""
         found = [stage.code for stage in self.stages if stage.op == CODE]
-        for operation in (self.reaction.metric, self.reaction.cleanup):
+        for operation in (self.reaction.metric, self.cleanup):
             if operation is not None and operation.op == CODE and runs_here(operation):
                 found.append(CodeId(operation.args[0]))
         return found

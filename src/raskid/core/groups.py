@@ -22,39 +22,46 @@ WAITING_MAX = 10_000
 class Group:
     """The members of one class of a topic's reactions, at one publisher."""
 
-    __slots__ = ("ack", "dropped", "members", "name", "open", "topic", "turn", "waiting")
+    __slots__ = ("ack", "dropped", "members", "name", "open", "sent", "topic", "turn", "waiting")
 
     def __init__(self, topic: str, name: str) -> None:
         self.topic = topic
         self.name = name
+        #: Also those that are suspended or at their limit: they keep what they have not acknowledged.
         self.members: list[Chain] = []
         self.turn = 0
         self.ack = False
         #: Number of a message that is not acknowledged yet → who has it, and what it is.
         self.open: dict[int, tuple[RequestId, bytes]] = {}
+        #: Those of them that were sent to their member, and are its to acknowledge; all others are still on their way
+        #: through its operations.
+        self.sent: set[int] = set()
         #: Messages that their member left unfinished while there was no other.
         self.waiting: deque[tuple[int, bytes]] = deque()
         self.dropped = 0
 
     @property
     def priority(self) -> int:
-        """The highest of its members'."""
-        return max(member.reaction.priority for member in self.members)
+        """The highest of its members'; of those that are at work, where there are some."""
+        return max(member.reaction.priority for member in self.active or self.members)
 
     @property
     def choice(self) -> str:
-        """How members are chosen: as the oldest says."""
-        return self.members[0].reaction.choice
+        """How members are chosen: as the oldest at work says."""
+        return (self.active or self.members)[0].reaction.choice
 
     @property
     def active(self) -> list[Chain]:
         """Members that messages can go to."""
-        return [member for member in self.members if member.active and not member.refused]
+        return [member for member in self.members if member.active]
 
     def metric_of(self) -> Chain | None:
         """The member whose metric decides; None where the choice needs no code."""
-        oldest = self.members[0]
-        return oldest if oldest.reaction.choice == BY_METRIC and oldest.reaction.metric is not None else None
+        for oldest in self.members:
+            if oldest.active:
+                reaction = oldest.reaction
+                return oldest if reaction.choice == BY_METRIC and reaction.metric is not None else None
+        return None
 
     def choose(self, draw: Callable[[int], int]) -> Chain | None:
         """The member that gets the next message.
@@ -77,7 +84,8 @@ class Group:
             return other if other.load < one.load else one
         if choice == BY_VALUE:
             values = [member.reaction.value for member in active]
-            if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            # NaN is no number, here either.
+            if all(isinstance(it, int | float) and not isinstance(it, bool) and it == it for it in values):
                 return self._lowest(active, values)
         return self._next(active)
 
@@ -112,17 +120,38 @@ class Group:
         """A member gets a message that it has to acknowledge."""
         self.open[number] = (member.id, body)
 
+    def mark_sent(self, member: RequestId, number: int) -> None:
+        """A message was sent to the member that has it."""
+        held = self.open.get(number)
+        if held is not None and held[0] == member:
+            self.sent.add(number)
+
     def close(self, member: RequestId, number: int) -> None:
         """A message is done, for the member that has it; an earlier one is not asked any more."""
         held = self.open.get(number)
         if held is not None and held[0] == member:
             del self.open[number]
+            self.sent.discard(number)
+
+    def kept_back(self, member: RequestId, number: int) -> None:
+        """A message has come to its end in a member's operations; unless it was sent on, it is done."""
+        if number not in self.sent:
+            self.close(member, number)
+
+    def take_back(self, member: RequestId, number: int) -> bytes | None:
+        """A message will not come to an end in a member's operations: what it is, if it is to go to another one."""
+        held = self.open.get(number)
+        if held is None or held[0] != member or number in self.sent:
+            return None
+        del self.open[number]
+        return held[1]
 
     def left_by(self, member: RequestId) -> list[tuple[int, bytes]]:
         """What a member that has gone left unfinished, in order; from now on it is nobody's."""
         left = sorted((number, it[1]) for number, it in self.open.items() if it[0] == member)
         for number, _ in left:
             del self.open[number]
+            self.sent.discard(number)
         return left
 
     def wait(self, number: int, body: bytes) -> None:
@@ -137,5 +166,6 @@ class Group:
         ids = [member.id for member in self.members]
         assert len(set(ids)) == len(ids)
         assert all(it[0] in ids for it in self.open.values()), (self.open, ids)
+        assert self.sent <= set(self.open)
         assert not self.waiting or not self.active
         assert len(self.waiting) <= WAITING_MAX

@@ -321,11 +321,12 @@ class Messaging:
     def deliver(self, chain: Chain, target: Target, item: Item, passing: Passing | None, effects: list[Effect]) -> None:
         """Send a message to the owner of its reaction."""
         number = passing.number if passing is not None and chain.numbered else 0
-        if passing is not None:
-            passing.delivered = True
-        self.send(target, item.encoded(), passing, effects, number)
+        body = item.encoded()
+        group = self.group_of(chain) if chain.reaction.ack else None
+        if group is not None and number:
+            group.mark_sent(chain.id, number)
+        self.send(target, body, passing, effects, number)
         if target.lost:
-            group = self._groups.get(chain.topic, {}).get(chain.reaction.group)
             if group is not None:
                 for lost in target.lost:
                     group.close(chain.id, lost)
@@ -376,9 +377,16 @@ class Messaging:
                     self._passage.resume(member, now, effects)
         return self._finish_turn(effects)
 
-    def ended(self, chain: Chain, passing: Passing | None, now: float, effects: list[Effect]) -> None:
+    def ended(
+        self, chain: Chain, passing: Passing | None, finished: bool, now: float, effects: list[Effect]
+    ) -> None:  # fmt: skip
         """A message has come to its end in one chain."""
-        self._publication.ended(chain, passing, now, effects)
+        self._publication.ended(chain, passing, finished, now, effects)
+
+    def group_of(self, chain: Chain) -> Group | None:
+        """The class of a reaction to what is published here, if it is of one."""
+        groups = self._groups.get(chain.topic)
+        return groups.get(chain.reaction.group) if groups is not None and not chain.publisher else None
 
     def chosen(self, group: Group, member: Chain | None, passing: Passing, now: float, effects: list[Effect]) -> None:
         """A metric has chosen which member of a class gets a message."""
@@ -386,7 +394,7 @@ class Messaging:
 
     def changed(self, chain: Chain) -> None:
         """A chain is suspended or over: its topic may have nobody left who reacts."""
-        if chain.topic in self._members:
+        if chain.topic in self._members and not chain.removed and not chain.publisher:
             self._arrange(chain.topic)
 
     def codes_in_use(self) -> set[CodeId]:
@@ -429,8 +437,10 @@ class Messaging:
                 self._remove(topic, identifier, now, effects)
             for record in replica.records.values():
                 self._adopt(topic, record, now, effects)
+        if topic in self._groups:
+            self._arrange(topic)
+            self._fill_groups(topic, now, effects)
         effects += self._set_plan(topic)
-        self._fill_groups(topic, now, effects)
         if first:
             plan = self.complex.get(topic)
             for body, hops in self._early.pop(topic, ()):
@@ -488,32 +498,41 @@ class Messaging:
         identifier = _subscription_of(record.record)
         members = self._members[topic]
         known = members.get(identifier)
-        if identifier < 0 or (identifier in self._targets and known is None):
-            return
-        if isinstance(known, Chain) and known.record == record.value:
-            return
-        if isinstance(known, Target):
-            # The record of a plain subscriber is never changed.
+        if identifier < 0 or (isinstance(known, Chain) and known.record == record.value):
             return
         try:
             reaction = decode_reaction(record.value)
         except RemoteProtocolError:
             # A reaction that nobody here understands is the business of its owner, not of the publisher.
             return
+        there = self._targets.get(identifier) if known is None else None
+        if there is not None and (there.topic != topic or there.peer != reaction.target.peer):
+            # Somebody else's reaction runs here under that name.
+            return
         if _is_plain(reaction):
-            if known is None:
-                target = self._new_target(topic, identifier, reaction)
-                members[identifier] = target
-                effects.append(Introduce(reaction.target))
-                if reaction.overflow == PULL or reaction.history:
-                    self._introduce(topic, target, reaction, now, effects)
+            if isinstance(known, Target):
+                return
+            if isinstance(known, Chain):
+                self._retire(known, now, effects)
+                self._leave_group(known, now, effects)
+                there = known.target
+            target = there if there is not None else self._new_target(topic, identifier, reaction)
+            if there is not None and known is None:
+                target.users += 1
+            members[identifier] = target
+            effects.append(Introduce(reaction.target))
+            if there is None and (reaction.overflow == PULL or reaction.history):
+                self._introduce(topic, target, reaction, now, effects)
             return
         chain = Chain(identifier, topic, reaction, record.value, bool(record.owner))
-        if known is not None:
-            self._retire(known, now, effects)
-            chain.target = known.target
-            if known.reaction.limit == reaction.limit:
-                chain.passed = known.passed
+        if isinstance(known, Target):
+            # A plain subscriber, until now.
+            chain.target = known
+        elif known is not None:
+            self._succeed(known, chain, now, effects)
+        elif there is not None and chain.delivers:
+            there.users += 1
+            chain.target = there
         members[identifier] = chain
         effects.append(Introduce(reaction.target))
         self._equip(chain, effects)
@@ -527,6 +546,18 @@ class Messaging:
             groups = self._groups.setdefault(topic, {})
             if reaction.group not in groups:
                 groups[reaction.group] = Group(topic, reaction.group)
+
+    def _succeed(self, known: Chain, chain: Chain, now: float, effects: list[Effect]) -> None:
+        """The record of a reaction was replaced: what its owner has of it stays, what is under way goes no further."""
+        self._retire(known, now, effects)
+        chain.target = known.target
+        if known.reaction.limit == chain.reaction.limit:
+            chain.passed = known.passed
+            chain.over = known.over
+        if known.reaction.operations == chain.reaction.operations:
+            chain.keeper = known.keeper
+        if known.reaction.group != chain.reaction.group:
+            self._leave_group(known, now, effects)
 
     def _equip(self, chain: Chain, effects: list[Effect]) -> None:
         """See to what a new chain needs, or say why it cannot be run."""
@@ -547,12 +578,8 @@ class Messaging:
     def _introduce(self, topic: str, target: Target, reaction: Reaction, now: float, effects: list[Effect]) -> None:
         """Say that messages come from here, from which number on, and send what is kept for newcomers."""
         numbers = self._publication.numbers
-        kept: list[tuple[int, bytes]] = []
-        if reaction.history:
-            for member in self._members[topic].values():
-                if isinstance(member, Chain) and member.keeper is not None:
-                    kept += member.keeper.last(reaction.history, now)
-        first = kept[0][0] if kept else numbers.get(topic, 0) + 1
+        kept = self._kept_for(topic, reaction.history, now)
+        first = next((number for number, _ in kept if number), numbers.get(topic, 0) + 1)
         effects.append(Send(target.peer, Deliver(target.subscription, topic, [], 0, [first])))
         for number, body in kept:
             # They take no room from those that come: as if each had a publisher that waits.
@@ -560,6 +587,25 @@ class Messaging:
                 target.enqueue(body, True, number if reaction.numbered else 0)
             elif target.add(body, effects, number if reaction.numbered else 0):
                 self._collected.append(target)
+
+    def _kept_for(self, topic: str, count: int, now: float) -> list[tuple[int, bytes]]:
+        """The last messages that reactions of a topic keep; what several of them keep comes once."""
+        keepers = [it.keeper for it in self._members[topic].values() if isinstance(it, Chain) and it.keeper is not None]
+        if not count or not keepers:
+            return []
+        if len(keepers) == 1:
+            return keepers[0].last(count, now)
+        kept: dict[int, bytes] = {}
+        others: list[tuple[int, bytes]] = []
+        for keeper in keepers:
+            for number, body in keeper.last(count, now):
+                if number:
+                    kept.setdefault(number, body)
+                else:
+                    # Made of several messages, and of no place among them.
+                    others.append((0, body))
+        merged = others + sorted(kept.items())
+        return merged if count < 0 else merged[max(0, len(merged) - count) :]
 
     def _fill_groups(self, topic: str, now: float, effects: list[Effect]) -> None:
         """Messages of a class that wait for a member get one, if there is one now; classes without anything go."""
@@ -586,6 +632,7 @@ class Messaging:
             self._finish(member, effects)
             return
         chain: Chain = member
+        self._passage.flush(chain, now, effects)
         self._retire(chain, now, effects)
         if chain.target is not None:
             self._finish(chain.target, effects)
@@ -603,7 +650,7 @@ class Messaging:
             chain.host = None
 
     def _leave_group(self, chain: Chain, now: float, effects: list[Effect]) -> None:
-        group = self._groups.get(chain.topic, {}).get(chain.reaction.group)
+        group = self.group_of(chain)
         if group is None:
             return
         left = group.left_by(chain.id)
@@ -633,23 +680,36 @@ class Messaging:
 
     def _on_gone(self, peer: PeerId, incarnation: int, now: float) -> list[Effect]:
         effects: list[Effect] = []
-        for topic in list(self._members):
-            members = self._members.get(topic, {})
+        ended: list[Chain] = []
+        topics: list[str] = []
+        for topic, members in self._members.items():
             # A newer incarnation may have subscribed before the end of this one was noticed.
-            ended = [identifier for identifier, it in members.items() if _belongs(it, peer, incarnation)]
-            for identifier in ended:
+            of_peer = [identifier for identifier, it in members.items() if _belongs(it, peer, incarnation)]
+            for identifier in of_peer:
                 # The hub removes the record as well; until then nothing is to pile up for nobody.
                 member = members.pop(identifier)
                 target = member if isinstance(member, Target) else member.target
                 if target is not None:
-                    target.users -= 1
+                    target.users = 0
                     self._drop(target, effects)
                 if isinstance(member, Chain):
-                    self._retire(member, now, effects)
-                    self._passage.clean_up(member, now, effects)
-            if ended:
-                effects += self._set_plan(topic)
-                self._left_groups(topic, now, effects)
+                    member.target = None
+                    ended.append(member)
+            if of_peer:
+                topics.append(topic)
+                self._arrange(topic)
+        for guest in self._guests.values():
+            if guest.target is not None and self._targets.get(guest.id) is not guest.target:
+                guest.target = None
+        # Only now: what these still do must not meet others of the same peer.
+        for chain in ended:
+            self._passage.flush(chain, now, effects)
+            self._retire(chain, now, effects)
+            self._passage.clean_up(chain, now, effects)
+        for topic in topics:
+            self._left_groups(topic, now, effects)
+            self._fill_groups(topic, now, effects)
+            effects += self._set_plan(topic)
         self._hosts_gone(peer, now, effects)
         return self._finish_turn(effects)
 
@@ -761,7 +821,7 @@ class Messaging:
             return []
         chain = self._members.get(target.topic, {}).get(target.subscription)
         if isinstance(chain, Chain):
-            group = self._groups.get(chain.topic, {}).get(chain.reaction.group)
+            group = self.group_of(chain)
             if group is not None:
                 for number in message.numbers:
                     group.close(chain.id, number)

@@ -65,9 +65,11 @@ VALUE_BYTES_MAX = 256 * 1024
 class Job:
     """Code that runs for a chain."""
 
-    __slots__ = ("at", "chain", "item", "members", "passing")
+    __slots__ = ("admitted", "at", "chain", "item", "members", "passing")
 
-    def __init__(self, chain: Chain, at: int, item: Item, passing: Passing | None, members: list[Chain] | None) -> None:
+    def __init__(
+        self, chain: Chain, at: int, item: Item, passing: Passing | None, members: list[Chain] | None, admitted: bool
+    ) -> None:
         self.chain = chain
         #: The number of the stage; -1 for a clean-up, whose result nobody wants.
         self.at = at
@@ -75,6 +77,8 @@ class Job:
         self.passing = passing
         #: Whom a metric is asked about; None for an operation of the chain.
         self.members = members
+        #: The message counts already among those that came through.
+        self.admitted = admitted
 
 
 class _Slot:
@@ -111,13 +115,20 @@ class Passage:
     # ── one message, one chain ──
 
     def walk(
-        self, chain: Chain, at: int, item: Item, passing: Passing | None, now: float, effects: list[Effect]
-    ) -> None:
-        """Take a message through the rest of a chain, until its end or until it has to wait."""
+        self, chain: Chain, at: int, item: Item, passing: Passing | None, now: float, effects: list[Effect],
+        admitted: bool = False,
+    ) -> None:  # fmt: skip
+        """Take a message through the rest of a chain, until its end or until it has to wait.
+
+        `admitted`: it was counted before, when it came this far.
+        """
         stages = chain.stages
         count = len(stages)
-        admitted = False
-        while at < count and chain.active:
+        finished = True
+        while at < count:
+            if not chain.admits(admitted):
+                finished = False
+                break
             stage = stages[at]
             try:
                 step = stage.step
@@ -129,30 +140,32 @@ class Passage:
                     if took[0] is not args or took[1] is not fields:
                         item = Item(took[0], took[1])
                 elif stage.op == CODE or stage.op == HAND_ON:
-                    if not admitted and stage.op == HAND_ON and not self._admit(chain, effects):
-                        break
-                    if not self._leave(chain, at, item, passing, now, effects):
+                    if not admitted and stage.op == HAND_ON:
+                        admitted = finished = self._admit(chain, effects)
+                        if not admitted:
+                            break
+                    if not self._leave(chain, at, item, passing, admitted, now, effects):
                         return
                     if stage.op == HAND_ON:
                         chain.failures = 0
                     break
                 else:
                     if not admitted:
-                        admitted = self._admit(chain, effects)
+                        admitted = finished = self._admit(chain, effects)
                         if not admitted:
                             break
                     self._act(chain, stage, item, passing, now, effects)
             except Exception as error:
                 # Values come from users, and have methods of their own: they may raise anything.
-                self.fail(chain, at, item, type(error).__name__, str(error), effects)
+                self.fail(chain, at, item, type(error).__name__, _text_of(error), effects)
                 break
             at += 1
         else:
-            if at >= count and chain.active:
+            if chain.admits(admitted):
                 if not admitted:
                     self._admit(chain, effects)
                 chain.failures = 0
-        self._out.ended(chain, passing, now, effects)
+        self._out.ended(chain, passing, finished, now, effects)
 
     def _admit(self, chain: Chain, effects: list[Effect]) -> bool:
         """Count a message that has come through; False when the reaction's limit is reached."""
@@ -191,8 +204,9 @@ class Passage:
     # ── code and hosts ──
 
     def _leave(
-        self, chain: Chain, at: int, item: Item, passing: Passing | None, now: float, effects: list[Effect]
-    ) -> bool:
+        self, chain: Chain, at: int, item: Item, passing: Passing | None, admitted: bool, now: float,
+        effects: list[Effect],
+    ) -> bool:  # fmt: skip
         """Let code, or another peer, have a message; True when it has left this process for good."""
         stage = chain.stages[at]
         if stage.op == HAND_ON:
@@ -201,14 +215,14 @@ class Passage:
         else:
             code = self.codes.get(stage.code)
             if code is not None and not chain.stalled:
-                self._start(chain, at, item, passing, code, now, effects)
+                self._start(chain, at, item, passing, admitted, code, now, effects)
                 return False
         if len(chain.stalled) >= STALLED_MAX:
             raise RemoteProtocolError(f"more than {STALLED_MAX:,} messages wait for {describe(stage.operation)}")
         if not chain.stalled:
             chain.stalled_until = now + STALLED_S
             self._stalled[chain.id] = chain
-        chain.stalled.append((at, item, passing))
+        chain.stalled.append((at, item, passing, admitted))
         if passing is not None:
             passing.pending += 1
         if stage.op == CODE:
@@ -216,13 +230,13 @@ class Passage:
         return False
 
     def _start(
-        self, chain: Chain, at: int, item: Item, passing: Passing | None, code: Code, now: float,
+        self, chain: Chain, at: int, item: Item, passing: Passing | None, admitted: bool, code: Code, now: float,
         effects: list[Effect],
     ) -> None:  # fmt: skip
         stage = chain.stages[at]
         args, fields = item.values()
         call = ((*args, *stage.args), {**fields, **stage.fields} if stage.fields else fields)
-        self._run(Job(chain, at, item, passing, None), code, [call], chain.reaction.seconds, now, effects)
+        self._run(Job(chain, at, item, passing, None, admitted), code, [call], chain.reaction.seconds, now, effects)
         chain.jobs += 1
         if passing is not None:
             passing.pending += 1
@@ -258,18 +272,19 @@ class Passage:
             return False
         calls = [((member.reaction.value, *args, *bound), {**fields, **named}) for member in active]
         passing.pending += 1
-        self._run(Job(oldest, -1, passing.item, passing, active), code, calls, oldest.reaction.seconds, now, effects)
+        job = Job(oldest, -1, passing.item, passing, active, False)
+        self._run(job, code, calls, oldest.reaction.seconds, now, effects)
         return True
 
     def clean_up(self, chain: Chain, now: float, effects: list[Effect]) -> None:
         """Run what is to be run when a reaction is removed."""
-        cleanup = chain.reaction.cleanup
+        cleanup = chain.cleanup
         if cleanup is None or cleanup.op != CODE or not cleanup.args:
             return
         code = self.codes.get(CodeId(cleanup.args[0]))
         if code is not None:
             call = (tuple(cleanup.fields.get("args") or ()), dict(cleanup.fields.get("fields") or {}))
-            job = Job(chain, -1, Item((), {}), None, None)
+            job = Job(chain, -1, Item((), {}), None, None, False)
             self._run(job, code, [call], chain.reaction.seconds, now, effects)
 
     def on_code_ran(self, event: CodeRan, now: float, effects: list[Effect]) -> None:
@@ -289,16 +304,19 @@ class Passage:
                 self.fail(chain, -1, job.item, event.error, event.text, effects)
             return
         chain.jobs -= 1
+        finished = not chain.removed
         if event.error:
-            if not chain.removed:
+            if finished:
                 self.fail(chain, job.at, job.item, event.error, event.text, effects)
-        elif chain.active:
+        elif chain.admits(job.admitted):
             item = result_item(event.values[0])
             if item is not None:
-                self.walk(chain, job.at + 1, item, passing, now, effects)
+                self.walk(chain, job.at + 1, item, passing, now, effects, job.admitted)
                 return
             chain.failures = 0
-        self._out.ended(chain, passing, now, effects)
+        else:
+            finished = False
+        self._out.ended(chain, passing, finished, now, effects)
 
     def _chosen(self, asked: list[Chain], passing: Passing, event: CodeRan, now: float, effects: list[Effect]) -> None:
         """A metric has answered; where it failed, the next member in turn gets the message."""
@@ -309,7 +327,7 @@ class Passage:
             try:
                 member = group.choose_by(asked, event.values)
             except Exception as failure:
-                error, text = type(failure).__name__, str(failure)
+                error, text = type(failure).__name__, _text_of(failure)
         if error:
             self.fail(asked[0], -1, passing.item, error, text, effects)
             active = group.active
@@ -356,7 +374,8 @@ class Passage:
     def _resume(self, chain: Chain, now: float, effects: list[Effect]) -> None:
         stalled = chain.stalled
         while stalled:
-            at, item, passing = stalled[0]
+            at, item, passing, admitted = stalled[0]
+            goes_on = chain.admits(admitted)
             stage = chain.stages[at]
             if stage.op == CODE:
                 code = self.codes.get(stage.code)
@@ -366,26 +385,26 @@ class Passage:
                 stalled.popleft()
                 if passing is not None:
                     passing.pending -= 1
-                if chain.active:
-                    self._start(chain, at, item, passing, code, now, effects)
+                if goes_on:
+                    self._start(chain, at, item, passing, admitted, code, now, effects)
                     continue
             else:
-                if chain.active and not self._out.hand_on(chain, item, passing, effects):
+                if goes_on and not self._out.hand_on(chain, item, passing, effects):
                     return
                 stalled.popleft()
                 if passing is not None:
                     passing.pending -= 1
-            self._out.ended(chain, passing, now, effects)
+            self._out.ended(chain, passing, goes_on, now, effects)
 
     def _fail_stalled(self, chain: Chain, error: str, text: str, now: float, effects: list[Effect]) -> None:
         stalled, chain.stalled = chain.stalled, deque()
         self._stalled.pop(chain.id, None)
-        for at, item, passing in stalled:
+        for at, item, passing, _ in stalled:
             if passing is not None:
                 passing.pending -= 1
             if not chain.removed:
                 self.fail(chain, at, item, error, text, effects)
-            self._out.ended(chain, passing, now, effects)
+            self._out.ended(chain, passing, not chain.removed, now, effects)
 
     def drop_stalled(self, chain: Chain, now: float, effects: list[Effect]) -> None:
         """A chain is removed: what waited in it goes no further."""
@@ -400,6 +419,7 @@ class Passage:
         suspends = not chain.suspended and chain.failures >= FAILURES_MAX
         if suspends:
             chain.suspended = True
+            self._out.changed(chain)
         total = chain.failures_all
         if total > FAILURES_MAX and not suspends and total & (total - 1):
             # Failures that come and go: the first ones, and then ever fewer.
@@ -411,7 +431,8 @@ class Passage:
             # It never left this process.
             body = b""
         message = ReactionFailed(
-            chain.id, chain.topic, at + chain.begin if at >= 0 else at, error[:200], text[:TEXT_CHARS_MAX],
+            chain.id, chain.topic, at + chain.begin if at >= 0 else at, _writable(error[:200]),
+            _writable(text[:TEXT_CHARS_MAX]),
             body if len(body) <= BODY_BYTES_MAX else b"", total, self.where, suspends,
         )  # fmt: skip
         if chain.owned or self._out.is_present(chain.reaction.target.peer):
@@ -476,7 +497,7 @@ class Passage:
                     try:
                         given = step.tick(now)
                     except Exception as error:
-                        self.fail(chain, at, Item((), {}), type(error).__name__, str(error), effects)
+                        self.fail(chain, at, Item((), {}), type(error).__name__, _text_of(error), effects)
                         continue
                     if given is not None:
                         self.walk(chain, at + 1, Item(given[0], given[1]), None, now, effects)
@@ -509,7 +530,7 @@ class Passage:
                 try:
                     given = stage.step.flush()
                 except Exception as error:
-                    self.fail(chain, at, Item((), {}), type(error).__name__, str(error), effects)
+                    self.fail(chain, at, Item((), {}), type(error).__name__, _text_of(error), effects)
                     continue
                 if given is not None:
                     self.walk(chain, at + 1, Item(given[0], given[1]), None, now, effects)
@@ -519,6 +540,19 @@ class Passage:
         assert all(job <= self._job for job in self._jobs)
         for chain in self._stalled.values():
             assert chain.stalled and not chain.removed
+
+
+def _text_of(error: Exception) -> str:
+    """The text of an error, which may be of a class of the user's."""
+    try:
+        return str(error)
+    except Exception:
+        return "its text cannot be had"
+
+
+def _writable(text: str) -> str:
+    """A text as messages carry it: without halves of surrogate pairs."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 __all__ = ["CODES_MAX", "STALLED_MAX", "STALLED_S", "Job", "Passage", "RequestId"]

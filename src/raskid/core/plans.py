@@ -34,7 +34,7 @@ class Plan:
             if isinstance(unit, Target):
                 self.encodes = True
                 continue
-            members = unit.members if isinstance(unit, Group) else [unit]
+            members = unit.active if isinstance(unit, Group) else [unit]
             for chain in members:
                 self.consumes = self.consumes or chain.consumes
                 self.holds = self.holds or chain.holds
@@ -90,14 +90,15 @@ def arrange(members: list[Any], groups: dict[str, Group]) -> Plan | None:
             units.append((0, member))
             continue
         chain: Chain = member
-        if chain.refused or not chain.active:
+        if chain.refused:
             continue
         name = chain.reaction.group
         if not name:
-            units.append((chain.reaction.priority, chain))
+            if chain.active:
+                units.append((chain.reaction.priority, chain))
             continue
         group = groups[name]
-        if not group.members:
+        if chain.active and not group.active:
             units.append((0, group))
         group.members.append(chain)
         group.ack = group.ack or chain.reaction.ack

@@ -33,8 +33,14 @@ class Publication:
         self._passage = passage
         self._draw = draw
         self._message = 0
-        #: Topics whose messages go one after the other, and those that are not through; the first is on its way.
+        #: Topics whose messages go one after the other, and those that have not met all reactions; the first is on its
+        #: way.
         self._lines: dict[str, deque[Passing]] = {}
+        #: Topics of which a message is being taken to its reactions just now. What these publish on the same topic
+        #: comes behind it, so that numbers rise.
+        self._at_work: set[str] = set()
+        #: Lines in which the next message is being looked for: one after the other, and not one inside of the other.
+        self._advancing: set[str] = set()
         #: Topic → the number of its last message, once somebody asked for numbers.
         self.numbers: dict[str, int] = {}
 
@@ -76,22 +82,40 @@ class Publication:
         if plan is not None and plan.numbered:
             passing.number = self.numbers[topic] = self.numbers.get(topic, 0) + 1
         line = self._lines.get(topic)
-        if line is not None or (plan is not None and plan.holds):
+        at_work = topic in self._at_work
+        if line is not None or at_work or (plan is not None and plan.holds):
             if line is None:
                 line = self._lines[topic] = deque()
             line.append(passing)
-            if len(line) > 1:
+            if at_work or len(line) > 1:
                 return
+        passing.begun = True
         self._run(passing, now, effects)
 
     def _run(self, passing: Passing, now: float, effects: list[Effect]) -> None:
+        topic = passing.topic
+        self._at_work.add(topic)
         passing.running = True
+        try:
+            self._meet(passing, now, effects)
+        finally:
+            passing.running = False
+            self._at_work.discard(topic)
+        if passing.holder is None:
+            passing.at = len(passing.units)
+            self._leave_line(passing, now, effects)
+            self._look(passing, now, effects)
+
+    def _meet(self, passing: Passing, now: float, effects: list[Effect]) -> None:
+        """Take a message to its reactions, up to the last one or to one that has to decide first."""
         units = passing.units
         while passing.at < len(units) and not passing.consumed:
             unit, begin = units[passing.at]
             passing.at += 1
             if isinstance(unit, Target):
-                self._out.send(unit, passing.item.encoded(), passing, effects)
+                # While the message waited, its reader may have gone.
+                if unit.users > 0:
+                    self._out.send(unit, passing.item.encoded(), passing, effects)
             elif isinstance(unit, Group):
                 self._to_group(unit, passing, now, effects)
             else:
@@ -101,11 +125,34 @@ class Publication:
                         passing.holder = chain
                     self._passage.walk(chain, begin, passing.item, passing, now, effects)
             if passing.holder is not None:
-                passing.running = False
                 return
-        passing.at = len(units)
-        passing.running = False
-        self._look(passing, now, effects)
+
+    def _leave_line(self, passing: Passing, now: float, effects: list[Effect]) -> None:
+        """A message has met all its reactions: the next one's turn.
+
+        Not only when all that it set off is through: it may wait for a message behind it that it set off itself.
+        """
+        topic = passing.topic
+        line = self._lines.get(topic)
+        if not line:
+            return
+        if line[0] is passing:
+            line.popleft()
+        if not line:
+            del self._lines[topic]
+        elif not line[0].begun and topic not in self._advancing:
+            self._advance(topic, now, effects)
+
+    def _advance(self, topic: str, now: float, effects: list[Effect]) -> None:
+        self._advancing.add(topic)
+        try:
+            # Each that has met all leaves the line, and leaves the next one to this loop: lines may be long.
+            while topic in self._lines and not self._lines[topic][0].begun:
+                first = self._lines[topic][0]
+                first.begun = True
+                self._run(first, now, effects)
+        finally:
+            self._advancing.discard(topic)
 
     # ── classes ──
 
@@ -113,7 +160,6 @@ class Publication:
         if not group.active:
             return
         passing.group = group
-        passing.delivered = False
         oldest = group.metric_of()
         if oldest is not None and self._passage.measure(group, passing, now, effects):
             passing.holder = oldest
@@ -123,12 +169,11 @@ class Publication:
     def _to_member(
         self, group: Group, member: Chain | None, passing: Passing, now: float, effects: list[Effect]
     ) -> None:
-        ack = group.ack and passing.number > 0
         if member is None:
-            if ack:
+            if group.ack and passing.number:
                 group.wait(passing.number, passing.item.encoded())
             return
-        if ack:
+        if member.reaction.ack and passing.number:
             group.hold(member, passing.number, passing.item.encoded())
         if member.holds:
             passing.holder = member
@@ -153,8 +198,8 @@ class Publication:
         passing = Passing(self._message, group.topic, Item(None, None, body), False)
         passing.number = number
         passing.again = True
-        passing.group = group
-        group.hold(member, number, body)
+        if member.reaction.ack:
+            group.hold(member, number, body)
         passing.running = True
         self._passage.walk(member, 0, passing.item, passing, now, effects)
         passing.running = False
@@ -221,25 +266,37 @@ class Publication:
 
     # ── the end of a message's way ──
 
-    def ended(self, chain: Chain, passing: Passing | None, now: float, effects: list[Effect]) -> None:
-        """A message has come to its end in one chain."""
+    def ended(
+        self, chain: Chain, passing: Passing | None, finished: bool, now: float, effects: list[Effect]
+    ) -> None:  # fmt: skip
+        """A message has come to its end in one chain; not `finished`: because nothing goes through that any more."""
         limit = chain.reaction.limit
         if limit and chain.passed >= limit and not chain.over:
             chain.over = True
-        if not chain.active and not chain.removed and not chain.publisher:
             self._out.changed(chain)
         if passing is None:
             return
-        group = passing.group
-        if group is not None and group.ack and not passing.delivered and passing.number:
-            # Its member's operations have kept it back, or failed, which its owner knows.
-            group.close(chain.id, passing.number)
+        if chain.reaction.ack and passing.number and not chain.publisher:
+            self._settle(chain, passing.number, finished, now, effects)
         if passing.holder is chain:
             passing.holder = None
             if not passing.running:
                 self._run(passing, now, effects)
         elif not passing.running:
             self._look(passing, now, effects)
+
+    def _settle(self, chain: Chain, number: int, finished: bool, now: float, effects: list[Effect]) -> None:
+        """See whose a message is that has to be acknowledged, and was perhaps not even sent."""
+        group = self._out.group_of(chain)
+        if group is None:
+            return
+        if finished:
+            # Its member's operations have kept it back, or failed, which its owner knows.
+            group.kept_back(chain.id, number)
+            return
+        body = group.take_back(chain.id, number)
+        if body is not None:
+            self.again(group, number, body, now, effects)
 
     def _look(self, passing: Passing, now: float, effects: list[Effect]) -> None:
         """See whether a message is through."""
@@ -257,13 +314,6 @@ class Publication:
         if parent is not None:
             parent.pending -= 1
             self._look(parent, now, effects)
-        line = self._lines.get(passing.topic)
-        if line and line[0] is passing:
-            line.popleft()
-            if line:
-                self._run(line[0], now, effects)
-            else:
-                del self._lines[passing.topic]
 
     @staticmethod
     def credit(chain: Chain, effects: list[Effect]) -> None:
