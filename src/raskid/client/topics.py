@@ -274,7 +274,11 @@ class Topics(Connection):
         rooms: Sequence[Room] = ()
         engine.check_alive()
         # Held on to what is in the queues: they may be empty a moment later.
-        full, waiter = self._outgoing.publish(topic, args, fields, waits)
+        found = self._outgoing.publish(topic, args, fields, waits)
+        if found is None:
+            # The last reaction that was more than a subscription has gone just now.
+            return self.begin_publish(topic, args, fields, waits)
+        full, waiter = found
         if full:
             with engine.lock:
                 rooms = [self._room(target, place) for target, place in full if _waits_there(target, place)]

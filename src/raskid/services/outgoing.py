@@ -19,7 +19,7 @@ from raskid.core.messaging import Messaging
 from raskid.core.targets import Target
 from raskid.io.driver import Driver
 from raskid.protocol.messages import ReactionFailed
-from raskid.protocol.values import evaluate_message
+from raskid.protocol.values import LAZY, evaluate_message
 from raskid.services.reacting import Reactor
 
 #: How long to wait before looking whether the code at work has used up its time, where it is not known.
@@ -40,6 +40,10 @@ def say_failure(message: Any) -> None:
             f"({message.failures} times so far): {message.error}: {message.text}{stops}",
             file=sys.stderr,
         )
+
+
+#: What is to be waited for, when nobody wants a message.
+_NOTHING: tuple[list[tuple[Target, int]], None] = ([], None)
 
 
 class Waiter:
@@ -100,30 +104,41 @@ class Outgoing:
 
     def publish(
         self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool
-    ) -> tuple[list[tuple[Target, int]], Waiter | None]:
+    ) -> tuple[list[tuple[Target, int]], Waiter | None] | None:
         """Publish on a topic whose reactions are more than plain subscribers.
 
         Returns:
             The full queues with policy "block" in which the message stands, each with its place there, if `waits`; and
-            whom to wait for, if code of reactions is to run, or None.
+            whom to wait for, if code of reactions is to run, or None. None at all: its reactions have become plain
+            subscribers meanwhile, and nothing was published.
         """
         driver, messaging = self._driver, self._messaging
-        clock = driver.clock
         with driver.lock:
-            passing = messaging.begin(topic, waits, clock()) if topic in messaging.complex else None
+            now = driver.clock()
+            if topic not in messaging.complex:
+                return None
+            passing = messaging.begin(topic, waits, now)
             if passing is None:
-                return [], None
-        # Outside of the lock: it may be a user's function.
+                return _NOTHING
+            if not args or not isinstance(args[0], LAZY):
+                return self._go(passing, args, fields, now)
+        # A user's function, which is called outside of the lock.
         args, fields = evaluate_message(args, fields)
         with driver.lock:
-            passing.told = not self.reactor.on_thread()
-            effects = messaging.go(passing, args, fields, clock())
-            waiter = None
-            if not passing.done and passing.told:
-                # Before anything is performed: code may be through at once.
-                waiter = self._waiters[passing.id] = Waiter(passing)
-            driver.perform(effects)
-            return passing.waiting, waiter
+            return self._go(passing, args, fields, driver.clock())
+
+    def _go(
+        self, passing: Passing, args: tuple[Any, ...], fields: dict[str, Any], now: float
+    ) -> tuple[list[tuple[Target, int]], Waiter | None]:
+        effects = self._messaging.go(passing, args, fields, now)
+        waiter = None
+        if not passing.done and not self.reactor.on_thread():
+            # Before anything is performed: code may be through at once.
+            passing.told = True
+            waiter = self._waiters[passing.id] = Waiter(passing)
+        if effects:
+            self._driver.perform(effects)
+        return passing.waiting, waiter
 
     def wait(self, waiter: Waiter, check_alive: Callable[[], None], step: Callable[[float], Any] | None = None) -> None:
         """Wait until a message is through; raises what `check_alive` does.
@@ -134,7 +149,6 @@ class Outgoing:
             step: Serves the connections for so many seconds, where nobody else does; otherwise this thread sleeps.
         """
         acquire = waiter.lock.acquire
-        # Most code is through before anybody would look at the clock.
         left = self.patience()
         while not (acquire(timeout=left) if step is None else acquire(blocking=False)):
             if step is not None:

@@ -129,9 +129,8 @@ class Publisher:
     def _publish_from_code(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
         """Code of a reaction publishes: it waits for nothing, since the task may be waiting for it, and drives."""
         driver, messaging = self._driver, self._messaging
-        if topic in messaging.complex:
-            self._outgoing.publish(topic, args, fields, waits=False)
-        elif self._plans.get(topic) != ():
+        found = self._outgoing.publish(topic, args, fields, waits=False) if topic in messaging.complex else None
+        if found is None and self._plans.get(topic) != ():
             body = encode_message(args, fields)
             with driver.lock:
                 driver.perform(messaging.publish(str.__str__(check_topic(topic)), body))
@@ -144,7 +143,12 @@ class Publisher:
         driver = self._driver
         if any(target.credit <= 0 for target in self._messaging.targets_of(topic)):
             driver.step(0)
-        full, waiter = self._outgoing.publish(topic, args, fields, waits=True)
+        found = self._outgoing.publish(topic, args, fields, waits=True)
+        if found is None:
+            # The last reaction that was more than a subscription has gone just now.
+            self._send(topic, encode_message(args, fields))
+            return
+        full, waiter = found
         with driver.lock:
             driver.perform(self._messaging.collect())
         driver.flush()

@@ -39,6 +39,12 @@ class _TimeIsUp(BaseException):
     """Raised in a thread that is left behind. Not an `Exception`: loops catch those, and go on."""
 
 
+class _Here(threading.local):
+    """What a thread knows of itself."""
+
+    is_ours = False
+
+
 class _Worker:
     """One thread that runs jobs."""
 
@@ -79,7 +85,7 @@ class Reactor:
         self._starting = threading.Lock()
         #: Threads that were left behind, and perhaps some that have ended since.
         self._abandoned: list[_Worker] = []
-        self._here = threading.local()
+        self._here = _Here()
         self._closed = False
 
     def know(self, code: str, function: Callable[..., Any]) -> None:
@@ -131,7 +137,7 @@ class Reactor:
 
     def on_thread(self) -> bool:
         """Whether the calling thread runs code of reactions here, or did so until it was left behind."""
-        return getattr(self._here, "is_ours", False)
+        return self._here.is_ours
 
     def close(self) -> None:
         """Run nothing more. Jobs in line are forgotten, one at work is left behind; neither is answered."""
