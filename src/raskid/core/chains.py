@@ -141,7 +141,7 @@ class Chain:
     """One reaction at one publisher, or at a host for one publisher."""
 
     __slots__ = (
-        "begin", "due", "failures", "failures_all", "hand_on", "holds", "host", "id", "jobs", "keeper", "over",
+        "begin", "due", "failures", "failures_all", "hand_on", "holds", "host", "id", "jobs", "keeper", "late", "over",
         "owned", "passed", "publisher", "reaction", "record", "refused", "removed", "stages", "stalled",
         "stalled_until", "suspended", "target", "timed", "topic",
     )  # fmt: skip
@@ -158,9 +158,11 @@ class Chain:
         self.begin = max(0, begin)
         #: The record goes with its owner.
         self.owned = owned
-        #: Whose messages these are, where this process is their host, and how many of them are to be credited.
+        #: Whose messages these are, where this process is their host, how many of them are to be credited, and which
+        #: are to be when a full reader has taken them.
         self.publisher = OURS
         self.due = 0
+        self.late: deque[Passing] = deque()
         self.target: Target | None = None
         #: Where that goes which is handed on; `host` is known from the first message on.
         self.host: Target | None = None

@@ -251,11 +251,14 @@ class Messaging:
 
     def _finish_turn(self, effects: list[Effect]) -> list[Effect]:
         """Outside of `publish`: send what was collected, and give credit for what was hosted."""
+        self._credit_guests(effects)
+        effects += self.collect()
+        return effects
+
+    def _credit_guests(self, effects: list[Effect]) -> None:
         if self._guests:
             for chain in self._guests.values():
                 self._publication.credit(chain, effects)
-        effects += self.collect()
-        return effects
 
     def targets_of(self, topic: str) -> list[Target]:
         """The readers of a topic, of whatever kind their reactions are."""
@@ -445,7 +448,7 @@ class Messaging:
             plan = self.complex.get(topic)
             for body, hops in self._early.pop(topic, ()):
                 if plan is None:
-                    effects += self.publish(topic, body)
+                    effects += self.publish(topic, body, hops > 0)
                 else:
                     self._publication.early(topic, body, hops, plan, now, effects)
             left_out = self._early_dropped.pop(topic, 0)
@@ -456,7 +459,7 @@ class Messaging:
 
     def _collected_first(self, effects: list[Effect]) -> list[Effect]:
         """Send what was collected before it is said that the plan is there."""
-        collected = self.collect()
+        self._credit_guests(collected := self.collect())
         if collected and effects and type(effects[-1]) is PlanReady:
             return [*effects[:-1], *collected, effects[-1]]
         return [*effects, *collected]
@@ -728,8 +731,11 @@ class Messaging:
         for members in self._members.values():
             for member in members.values():
                 if isinstance(member, Chain) and member.host is not None and member.host.peer == peer:
-                    self._drop(member.host, effects)
-                    member.host = None
+                    host, member.host = member.host, None
+                    # What it had no credit for never left this process, and goes to the next one.
+                    waiting = list(host.queue)
+                    self._drop(host, effects)
+                    self._passage.hand_on_again(member, waiting, now, effects)
         for key in [key for key in self._guests if key[0] == peer]:
             self._end_guest(key, now, effects)
 
@@ -762,10 +768,16 @@ class Messaging:
     def _on_hosted(self, chain: Chain, message: Deliver, now: float) -> list[Effect]:
         effects: list[Effect] = []
         numbers = message.numbers
+        self._left_out(chain, message.dropped)
         for at, body in enumerate(message.bodies):
             number = numbers[at] if at < len(numbers) else 0
             self._publication.host(chain, number, body, message.again, now, effects)
         return self._finish_turn(effects)
+
+    def _left_out(self, chain: Chain, count: int) -> None:
+        """Its publisher had to leave messages out: whoever gets the others is told with the next one."""
+        if chain.target is not None:
+            chain.target.leave_out(count)
 
     def _end_guest(self, key: tuple[PeerId, RequestId], now: float, effects: list[Effect]) -> None:
         chain = self._guests.pop(key)
@@ -800,6 +812,7 @@ class Messaging:
             key = (peer, message.subscription)
             if key in self._guests:
                 effects: list[Effect] = []
+                self._left_out(self._guests[key], message.dropped)
                 self._end_guest(key, now, effects)
                 return self._finish_turn(effects)
             return [PublisherEnded(message.subscription, peer, message.dropped)]
@@ -840,6 +853,7 @@ class Messaging:
         effects.append(target.take())
         if target.overflow == BLOCK:
             effects.append(RoomMade(target.subscription, number))
+        self._credit_guests(effects)
         return effects
 
     def _on_took(self, event: Took) -> list[Effect]:

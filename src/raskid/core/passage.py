@@ -33,6 +33,7 @@ from raskid.core.effects import CheckCode, Effect, ReactionReported, RunCode, Se
 from raskid.core.events import CodeRan
 from raskid.core.groups import Group
 from raskid.core.lists import Lists
+from raskid.core.targets import Waiting
 from raskid.model.errors import RemoteProtocolError, ValueNotSendable
 from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.topics import CELLS, check_list_name
@@ -395,6 +396,19 @@ class Passage:
                 if passing is not None:
                     passing.pending -= 1
             self._out.ended(chain, passing, goes_on, now, effects)
+
+    def hand_on_again(self, chain: Chain, waiting: list[Waiting], now: float, effects: list[Effect]) -> None:
+        """The host of a chain is gone: what waited for room there waits for the next one, before all else."""
+        if not waiting or not chain.active:
+            return
+        for _, body, _, number, again, _ in reversed(waiting):
+            item = Item(None, None, body)
+            passing = Passing(0, chain.topic, item, False)
+            passing.number, passing.again, passing.pending = number, again, 1
+            chain.stalled.appendleft((len(chain.stages) - 1, item, passing, True))
+        chain.stalled_until = now + STALLED_S
+        self._stalled[chain.id] = chain
+        self.resume(chain, now, effects)
 
     def _fail_stalled(self, chain: Chain, error: str, text: str, now: float, effects: list[Effect]) -> None:
         stalled, chain.stalled = chain.stalled, deque()

@@ -245,7 +245,8 @@ class Publication:
 
     def early(self, topic: str, body: bytes, hops: int, plan: Plan, now: float, effects: list[Effect]) -> None:
         """Take a message that was published before its topic's reactions were known."""
-        passing = self.begin(topic, plan, False, now)
+        # Whoever published what was forwarded here has gone on; it takes no room from those that come.
+        passing = self.begin(topic, plan, hops > 0, now)
         if passing is not None:
             passing.hops = hops
             self.go(passing, Item(None, None, body), plan, now, effects)
@@ -253,7 +254,8 @@ class Publication:
     def host(self, chain: Chain, number: int, body: bytes, again: bool, now: float, effects: list[Effect]) -> None:
         """Take a message of another publisher through a chain that runs here for it."""
         self._message += 1
-        passing = Passing(self._message, chain.topic, Item(None, None, body), False)
+        # Its publisher waits at the other end, for the credit that this message takes.
+        passing = Passing(self._message, chain.topic, Item(None, None, body), True)
         passing.number = number
         passing.again = again
         passing.publisher = chain.publisher
@@ -309,7 +311,10 @@ class Publication:
             effects.append(Passed(passing.id))
         guest = passing.guest
         if guest is not None:
-            guest.due += 1
+            if passing.waiting:
+                guest.late.append(passing)
+            else:
+                guest.due += 1
         parent = passing.parent
         if parent is not None:
             parent.pending -= 1
@@ -317,7 +322,11 @@ class Publication:
 
     @staticmethod
     def credit(chain: Chain, effects: list[Effect]) -> None:
-        """Give a publisher credit for what was hosted for it."""
+        """Give a publisher credit for what was hosted for it, and waits for no reader any more."""
+        late = chain.late
+        while late and not any(target.has_waiting(place) for target, place in late[0].waiting):
+            late.popleft()
+            chain.due += 1
         if chain.due:
             # Under the name that hosting has, see `Messaging.hand_on`.
             effects.append(Send(chain.publisher, Consumed(_hosting(chain.id), chain.due)))

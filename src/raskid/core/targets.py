@@ -143,6 +143,10 @@ class Target:
         self.add(body, effects, number, again, publisher)
         return place
 
+    def has_waiting(self, place: int) -> bool:
+        """Whether what stood at this place in the queue, or something before it, still waits there."""
+        return bool(self.queue) and self.queue[0][0] <= place
+
     def withdraw(self, place: int) -> bool:
         """Leave out one message that waits, for whose publisher time is up; False when it waits no longer."""
         for at, it in enumerate(self.queue):
