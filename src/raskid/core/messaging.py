@@ -702,7 +702,9 @@ class Messaging:
                 topics.append(topic)
                 self._arrange(topic)
         for guest in self._guests.values():
-            if guest.target is not None and self._targets.get(guest.id) is not guest.target:
+            owner = guest.reaction.target
+            if guest.target is not None and owner.peer == peer and owner.incarnation <= incarnation:
+                self._drop(guest.target, effects)
                 guest.target = None
         # Only now: what these still do must not meet others of the same peer.
         for chain in ended:

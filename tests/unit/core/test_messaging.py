@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 import pytest
 
 from raskid.core import messaging as messaging_module
-from raskid.core.effects import Arrived, Introduce, ListRefused, PlanReady, PublisherEnded, RoomMade, Send
+from raskid.core.effects import Arrived, Effect, Introduce, ListRefused, PlanReady, PublisherEnded, RoomMade, Send
 from raskid.core.events import Announce, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
 from raskid.core.lists import Lists
 from raskid.core.messaging import BODIES_BYTES_MAX, BODIES_MAX, Messaging
+from raskid.core.passage import STALLED_S
 from raskid.model.errors import LocalProtocolError
-from raskid.model.ids import PeerId, RequestId
+from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.operations import Operation
 from raskid.protocol.messages import (
     AnyMessage,
+    AskCode,
+    AskHelper,
     Consumed,
     Deliver,
     Delivered,
+    HelperGiven,
     HostReaction,
     ListState,
     PeerRef,
+    ReactionFailed,
     Record,
     RecordDeleted,
     RecordPut,
@@ -28,12 +35,16 @@ from raskid.protocol.messages import (
     Unwatch,
     Watch,
 )
-from raskid.protocol.reactions import BLOCK, DROP_NEWEST, DROP_OLDEST, LATEST, Reaction
+from raskid.protocol.reactions import BLOCK, DROP_NEWEST, DROP_OLDEST, LATEST, Reaction, encode_reaction
+from raskid.protocol.values import encode_body, encode_value
+from tests.unit.core.publishers import DELIVER, code, given, plain, react, sent
+from tests.unit.core.publishers import Publisher as Fake
 
 HUB = PeerId("head")
 NAME = "reactions:t"
 READER = PeerRef(PeerId("reader"), 1)
 SUBSCRIPTION = RequestId(5)
+HELPER = PeerRef(PeerId("helper"), 1)
 
 
 def record(
@@ -286,3 +297,220 @@ def test_the_end_of_a_reader_comes_behind_what_was_collected() -> None:
     publisher.messaging.publish("t", b"1")
     effects = publisher.told(RecordDeleted(NAME, 2, str(SUBSCRIPTION)))
     assert [it.message for it in effects if isinstance(it, Send)][:2] == [deliver(b"1"), Delivered(SUBSCRIPTION, 0)]
+
+
+# ── reactions that are more than plain subscribers: changes of records, and running elsewhere ──
+
+
+def hosting(*operations: Operation, **more: object) -> Fake:
+    """A publisher with one reaction that a helper is to run, and the helper's answer on its way."""
+    return Fake({"t": {5: react(*operations, place="helper", **more)}})
+
+
+def give_helper(fake: Fake, effects: list[Effect], helper: PeerRef = HELPER) -> list[Effect]:
+    (asked,) = sent(effects, AskHelper)
+    return fake.told(HelperGiven(asked.request, helper))
+
+
+def test_a_helper_is_asked_for_and_gets_what_waited() -> None:
+    """1. The first message asks for the helper, the second does not. 2. It is known: the record, and both messages.
+    3. It gives credit as it is through with them, until which further ones wait. 4. The end of the reaction."""
+    fake = hosting(DELIVER, capacity=2)
+    first = fake.publish(1)
+    assert fake.publish(2) == []
+    effects = give_helper(fake, first)
+    record = fake.record(5, react(DELIVER, place="helper", capacity=2)).value
+    assert effects[0] == Introduce(HELPER)
+    assert sent(effects, HostReaction) == [HostReaction(RequestId(-5), "t", record, 0)]
+    assert fake.publish(3) != [] and fake.got == {-5: [1, 2]}
+    assert fake.credit(-5, 2, HELPER.peer) and fake.got == {-5: [1, 2, 3]}
+    assert fake.credit(-5, 2, READER.peer) == [], "only the helper gives credit for itself"
+    assert Send(HELPER.peer, Delivered(RequestId(-5), 0)) in fake.delete(5)
+
+
+def test_a_helper_that_has_gone_is_asked_for_again() -> None:
+    fake = hosting(DELIVER)
+    give_helper(fake, fake.publish(1))
+    fake.gone(HELPER.peer)
+    newer = PeerRef(PeerId("helper-2"), 1)
+    effects = give_helper(fake, fake.publish(2), newer)
+    assert [it.peer for it in effects if isinstance(it, Send)] == [newer.peer, newer.peer]
+    assert fake.got == {-5: [1, 2]}
+
+
+def test_without_a_helper_messages_fail_when_their_time_is_up() -> None:
+    fake = hosting(DELIVER)
+    (asked,) = sent(fake.publish(1), AskHelper)
+    assert fake.told(RequestRefused(asked.request, "StartFailed", "no")) == []
+    (failure,) = sent(fake.wait(STALLED_S), ReactionFailed)
+    assert "a helper was not here" in failure.text
+    assert sent(fake.publish(2), AskHelper), "and is asked for again"
+
+
+def test_a_limit_holds_for_what_waits_for_a_helper() -> None:
+    fake = hosting(DELIVER, limit=1)
+    first = fake.publish(1)
+    fake.publish(2)
+    give_helper(fake, first)
+    assert fake.got == {-5: [1]} and not fake.heard()
+
+
+def test_a_clean_up_runs_where_the_reaction_ran() -> None:
+    fake = hosting(DELIVER, cleanup=code("c"))
+    fake.told(given("c"))
+    give_helper(fake, fake.publish(1))
+    fake.delete(5)
+    assert not fake.jobs
+
+
+@pytest.mark.parametrize("operation", [Operation("explode"), Operation("code", ("f", "python", "2.7"))])
+def test_what_a_publisher_cannot_run_goes_to_the_owner_from_there_on(operation: Operation) -> None:
+    choose = Operation("choose", ("x",))
+    fake = Fake({"t": {5: react(choose, operation, DELIVER)}})
+    (asked,) = sent(fake.publish(x=1, y=2), HostReaction)
+    assert (asked.subscription, asked.step) == (-5, 1)
+    assert fake.got == {-5: [((), {"x": 1})]}
+
+
+class Host(Fake):
+    """The other end of it."""
+
+    def ask(self, reaction: Reaction, step: int = 0) -> list[Effect]:
+        return self.told(HostReaction(RequestId(-5), "t", encode_reaction(reaction), step), PUBLISHER)
+
+    def hand(self, *values: object, numbers: Sequence[int] = ()) -> list[Effect]:
+        bodies = [encode_body((value,), {}) for value in values]
+        return self.told(Deliver(RequestId(-5), "t", bodies, 0, list(numbers)), PUBLISHER)
+
+
+PUBLISHER = PeerId("another-publisher")
+
+
+def test_a_host_delivers_on_behalf_and_gives_credit_when_it_is_through() -> None:
+    host = Host()
+    assert host.ask(react(DELIVER, numbered=True))[0] == Introduce(READER)
+    effects = host.hand("a", "b", numbers=[7, 8])
+    bodies = [encode_body((value,), {}) for value in "ab"]
+    assert effects == [
+        Send(PUBLISHER, Consumed(RequestId(-5), 2)),
+        Send(READER.peer, Deliver(RequestId(5), "t", bodies, 0, [7, 8], False, PUBLISHER)),
+    ]
+
+
+def test_a_host_gives_credit_for_code_when_that_has_run() -> None:
+    """Also for what fails, and for what the operations keep back."""
+    host = Host()
+    assert sent(host.ask(react(Operation("explode"), code(), DELIVER), 1), AskCode) == [AskCode(CodeId("f"))]
+    assert host.hand("a", "b", "c") == []
+    host.told(given())
+    assert sent(host.ran("A"), Consumed) == [Consumed(RequestId(-5), 1)]
+    effects = host.ran(error="E")
+    assert sent(effects, Consumed) == [Consumed(RequestId(-5), 1)]
+    assert [(it.subscription, it.step) for it in sent(effects, ReactionFailed)] == [(5, 1)], "as the owner counts them"
+    assert sent(host.ran(None), Consumed) == [Consumed(RequestId(-5), 1)]
+    assert host.got == {5: ["A"]}
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_host_ends_with_its_publisher(gone: bool) -> None:
+    """What windows hold is let go, the owner hears of the end, and what is to be cleaned up is."""
+    host = Host()
+    host.ask(react(Operation("gather", (), {"seconds": 5}), DELIVER, cleanup=code("c")))
+    host.told(given("c"))
+    host.hand("a", "b")
+    effects = host.gone(PUBLISHER) if gone else host.told(Delivered(RequestId(-5), 0), PUBLISHER)
+    assert host.got == {5: [["a", "b"]]} and sent(effects, Delivered) == [Delivered(RequestId(5), 0)]
+    assert [job.code.code for job in host.jobs] == ["c"]
+    assert host.hand("late") == [] and host.messaging.next_deadline() is not None
+    host.ran(None)
+    assert host.messaging.next_deadline() is None and not host.messaging._guests
+
+
+def test_a_host_sends_nothing_to_an_owner_that_has_gone() -> None:
+    host = Host()
+    host.ask(react(DELIVER))
+    host.gone()
+    assert host.hand("a") == [Send(PUBLISHER, Consumed(RequestId(-5), 1))] and host.got == {}
+
+
+def test_a_host_refuses_what_it_cannot_run_either_and_runs_no_part_of_it() -> None:
+    host = Host()
+    (failure,) = sent(host.ask(react(DELIVER, Operation("explode"))), ReactionFailed)
+    assert "neither by its publisher nor by its owner" in failure.text
+    assert host.hand("a") == [Send(PUBLISHER, Consumed(RequestId(-5), 1))] and host.got == {}
+
+
+def test_what_is_no_reaction_is_not_hosted() -> None:
+    host = Host()
+    for message in (
+        HostReaction(RequestId(-5), "t", b"x", 0),
+        HostReaction(RequestId(5), "t", encode_reaction(react()), 0),
+    ):
+        assert host.told(message, PUBLISHER) == []
+    assert host.hand("a") == []
+
+
+def test_a_host_that_publishes_on_the_same_topic_runs_its_own_as_well() -> None:
+    """1. It hosts the reaction for another publisher. 2. It announces itself the topic. 3. Each ends by itself."""
+    host = Host()
+    host.ask(react(DELIVER, place="helper"))
+    host.announce("t", {5: react(DELIVER, priority=1)})
+    host.publish("own")
+    host.hand("other's")
+    assert host.got == {5: ["own", "other's"]}
+    assert sent(host.told(Delivered(RequestId(-5), 0), PUBLISHER), Delivered) == []
+    host.publish("more")
+    assert sent(host.delete(5), Delivered) == [Delivered(RequestId(5), 0)] and host.got[5][-1] == "more"
+
+
+def test_a_reaction_that_begins_suspended_is_plain_when_it_goes_on() -> None:
+    fake = Fake({"t": {5: react(suspended="why")}})
+    fake.publish(1)
+    fake.put(5, react())
+    assert "t" not in fake.messaging.complex
+    fake.publish(2)
+    assert fake.got == {5: [2]}
+
+
+def test_a_plain_subscription_can_be_suspended() -> None:
+    fake = Fake({"t": {5: react(capacity=1)}})
+    fake.publish(1)
+    fake.put(5, react(capacity=1, suspended="why"))
+    assert not fake.heard()
+    fake.publish(2)
+    fake.put(5, react(capacity=1))
+    fake.publish(3)
+    assert fake.got == {5: [1]}, "the credit is what it was"
+    fake.credit(5, 1)
+    assert fake.got == {5: [1, 3]}
+
+
+@pytest.mark.parametrize("value", [b"", b"x", encode_value([1, 2]), encode_value(react(capacity=-1))])
+def test_what_is_no_reaction_is_left_out(value: bytes) -> None:
+    fake = Fake({"t": {6: react()}})
+    assert fake.told(RecordPut("reactions:t", 2, Record("5", value, READER.peer)))
+    fake.publish(1)
+    assert fake.got == {6: [1]}
+
+
+def test_a_state_that_comes_again_changes_nothing() -> None:
+    reactions = {5: react(code(), DELIVER, numbered=True), 6: react()}
+    fake = Fake({"t": reactions})
+    fake.told(given())
+    fake.publish(1)
+    fake.state("t", reactions)
+    fake.ran(2)
+    assert fake.got == {5: [2], 6: [1]}
+    fake.state("t", {6: react()})
+    fake.publish(3)
+    assert fake.got == {5: [2], 6: [1, 3]} and not fake.jobs
+
+
+def test_what_is_kept_for_a_basket() -> None:
+    fake = Fake({"t": {5: react(Operation("keep", (), {"count": 2, "basket": "b"}))}})
+    for value in (1, 2, 3):
+        fake.publish(value)
+        fake.now += 1.0
+    ((topic, basket, kept),) = fake.messaging.kept(fake.now)
+    assert (topic, basket) == ("t", "b")
+    assert [(number, plain(body), age) for number, body, age in kept] == [(2, 2, 2.0), (3, 3, 1.0)]
