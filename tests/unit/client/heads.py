@@ -4,6 +4,7 @@ import tempfile
 import threading
 
 from raskid.client.session import Session
+from raskid.core.codestore import CodeStore
 from raskid.core.hub import Hub
 from raskid.core.identity import Identity
 from raskid.core.peer import Peer
@@ -28,7 +29,7 @@ class Head:
         self.address = f"unix:{self.directory}/head"
         peer = Peer(Identity(PeerId("head-1"), 1, 1, KIND_HEAD, TOKEN, addresses=(self.address,)))
         self.unhandled = []
-        self.driver = Driver(Station(peer, [Hub(), RelayHub()]), self.unhandled.append)
+        self.driver = Driver(Station(peer, [Hub(), CodeStore(), RelayHub()]), self.unhandled.append)
         self._listener = listen(self.address)
         self.driver.listen(self._listener)
         self._stopping = False

@@ -139,3 +139,34 @@ def test_own_directories_are_those_of_the_script(tmp_path, monkeypatch):
     assert own_directories() == (str(tmp_path), "", str(tmp_path / "relative"))
     assert is_installed(f"{standard}/json/__init__.py") and is_installed(codes.__file__)
     assert not is_installed(str(tmp_path / "script.py"))
+
+
+def test_in_a_users_own_process_other_source_is_refused_and_nothing_is_removed(library, tmp_path):
+    """1. The program has imported a module. 2. A reaction's owner has another one of that name. 3. The program keeps
+    its own, and whatever else it has."""
+    library.write("codes_h", "def f(): return 'mine'\n", age_s=100)
+    other = Library(tmp_path / "other")
+    other.directory.mkdir()
+    other.write("codes_h", "def f(): return 'theirs'\n", age_s=100)
+    other.write("codes_i", "def f(): return 'new here'\n", age_s=100)
+    sys.path.insert(0, str(library.directory))
+    mine = __import__("codes_h")
+    modules, path = dict(sys.modules), list(sys.path)
+    loader = CodeLoader(replaces=False)
+    for _ in range(2):
+        with pytest.raises(StaleCode, match=r"'codes_h' is loaded here from other source .*Start this"):
+            loader.function("c1", other.code("codes_h"))
+    assert sys.modules == modules and sys.modules["codes_h"] is mine
+    assert sys.path[: len(path)] == path
+    assert loader.function("c2", other.code("codes_i"))() == "new here"
+    assert sys.modules["codes_h"] is mine and sys.path == [*path, str(other.directory)]
+    assert loader.function("c3", library.code("codes_h"))() == "mine"
+    sys.modules.pop("codes_i")
+
+
+def test_directories_come_last_in_a_users_own_process(monkeypatch):
+    monkeypatch.setattr(sys, "path", ["/b", "/python", "/c"])
+    extend_path(("/a", "/c", "", "/d", "/b"), first_place=False)
+    assert sys.path == ["/b", "/python", "/c", "/a", "/d"]
+    extend_path(("/a", "", "/d"), first_place=False)
+    assert sys.path == ["/b", "/python", "/c", "/a", "/d"]

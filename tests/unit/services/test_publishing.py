@@ -1,6 +1,7 @@
 """Publishing from a task: what it waits for, and what it says when that does not come."""
 
 import threading
+import time
 
 import pytest
 
@@ -18,6 +19,7 @@ from raskid.protocol.messages import KIND_RUNNER, PeerRef
 from raskid.services import publishing
 from raskid.services.publishing import Publisher
 from tests.unit.client.heads import TOKEN, Head
+from tests.unit.client.systems import until
 
 
 class Outbox:
@@ -188,3 +190,97 @@ def test_several_threads_of_a_task_publish(runner, rk):
 def test_outside_of_a_task_it_says_what_to_do():
     with pytest.raises(RuntimeError, match=r"rk\.publish"):
         raskid.publish("t", 1)
+
+
+# ── through reactions ──
+
+
+def double(value):
+    return 2 * value
+
+
+def again(value, topic):
+    """Code of a reaction that publishes; `runners` is this process's."""
+    runners[0].publish(topic, value)
+    return value
+
+
+#: What code of reactions finds here, since it runs in this very process.
+runners: list = []
+
+
+def wait_for_it(value):
+    time.sleep(value)
+    return value
+
+
+def while_driven(runner, call):
+    """What `call()` gives, on a thread, while the runner looks at what comes: no node answers for it here."""
+    given = []
+    thread = threading.Thread(target=lambda: given.append(call()))
+    thread.start()
+    while thread.is_alive():
+        runner.driver.step(0.001)
+    return given[0]
+
+
+def test_code_runs_before_publish_returns(runner, rk):
+    out, plain = rk.subscribe("out"), rk.subscribe("t")
+    rk.react("t", rk.op(double)).forward("out")
+    given = [1]
+    for number in range(20):
+        runner.publish("t", given)
+        given[0] = number
+    assert [out.get(5).value for _ in range(3)] == [[1, 1], [0, 0], [1, 1]]
+    assert plain.get(5).value == [1]
+
+
+def test_code_that_publishes_does_not_wait_for_the_task_that_waits_for_it(runner, rk):
+    """1. Code publishes on a topic that is new, then known, then with code of its own. 2. Nobody waits for another."""
+    runners[:] = [runner]
+    new, outer = rk.subscribe("new"), rk.react("t", rk.op(again, "new")).deliver()
+    started = time.monotonic()
+    for number in range(5):
+        runner.publish("t", number)
+    inner = while_driven(runner, lambda: rk.react("new", rk.op(double)).deliver())
+    runner.publish("t", 5)
+    runner.publish("t", 6)
+    assert [inner.subscription.get(5).value for _ in range(2)] == [10, 12]
+    assert time.monotonic() - started < 5
+    assert [new.get(5).value for _ in range(7)] == list(range(7))
+    assert [outer.subscription.get(5).value for _ in range(7)] == list(range(7))
+
+
+def test_code_that_takes_too_long_is_left_behind_and_the_task_goes_on(runner, rk):
+    told = []
+    rk.react("t", seconds=0.05, on_error=told.append).map(wait_for_it).run()
+    started = time.monotonic()
+    runner.publish("t", 0.5)
+    assert 0.05 <= time.monotonic() - started < 0.4
+    until(lambda: told)
+    assert told[0].error == "TimeLimit"
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_a_full_reaction_holds_the_task_up_and_is_named(runner, rk, monkeypatch, coded):
+    monkeypatch.setattr(publishing, "BLOCK_S", 0.02)
+    draft = rk.react("t", rk.op(double)) if coded else rk.react("t").filter(0, ">", 0)
+    handle = draft.deliver(capacity=1)
+    runner.publish("t", 1)
+    with pytest.raises(Overflow, match="its queue of 1 is full"):
+        runner.publish("t", 2)
+    handle.subscription.get(5)
+    while_driven(runner, lambda: until(lambda: not runner.messaging.blocked("t")))
+    runner.driver.step(0.02)
+    runner.publish("t", 3)
+    assert handle.subscription.get(5).value == (6 if coded else 3)
+
+
+def test_what_fails_whose_owner_has_gone_is_said_by_the_task(runner, head, capfd):
+    owner = head.session()
+    owner.react("t", permanent=True).check(int).forward("x")
+    runner.publish("t", 1)
+    owner.close()
+    while_driven(runner, lambda: until(lambda: not runner.driver.station.peer.is_connected(owner.peer.identity.peer)))
+    runner.publish("t", "text")
+    assert "raskid: a reaction on 't', whose owner has gone, failed here in operation 0" in capfd.readouterr().err
