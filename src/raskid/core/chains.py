@@ -141,8 +141,8 @@ class Chain:
     """One reaction at one publisher, or at a host for one publisher."""
 
     __slots__ = (
-        "begin", "due", "failures", "failures_all", "hand_on", "holds", "host", "id", "jobs", "keeper", "late", "over",
-        "owned", "passed", "publisher", "reaction", "record", "refused", "removed", "stages", "stalled",
+        "begin", "due", "failures", "failures_all", "hand_on", "holds", "host", "id", "jobs", "keeper", "late",
+        "limited", "over", "owned", "passed", "publisher", "reaction", "record", "refused", "removed", "stages", "stalled",
         "stalled_until", "suspended", "target", "timed", "topic",
     )  # fmt: skip
 
@@ -158,6 +158,8 @@ class Chain:
         self.begin = max(0, begin)
         #: The record goes with its owner.
         self.owned = owned
+        #: Whoever made it, or has it run here, must not have anything executed.
+        self.limited = False
         #: Whose messages these are, where this process is their host, how many of them are to be credited, and which
         #: are to be when a full reader has taken them.
         self.publisher = OURS
@@ -224,6 +226,13 @@ class Chain:
                     check_operation(extra)
                 except (TypeError, ValueError) as error:
                     self.refused = str(error)
+
+    @property
+    def has_code(self) -> bool:
+        """Whether it runs code anywhere, here or where it is handed on to."""
+        reaction = self.reaction
+        every = (*reaction.operations, reaction.metric, reaction.cleanup)
+        return any(operation is not None and operation.op == CODE for operation in every)
 
     @property
     def active(self) -> bool:

@@ -19,6 +19,7 @@ from raskid.core.effects import Effect, Send
 from raskid.core.events import PeerGone, PeerJoined, Received, Tick
 from raskid.model.errors import TopicNameError
 from raskid.model.ids import PeerId, RequestId
+from raskid.model.roles import ROLE_EXECUTE
 from raskid.model.topics import check_list_name
 from raskid.protocol.messages import (
     AcknowledgeList,
@@ -115,6 +116,8 @@ class Hub:
         #: At least the version of every list that was forgotten, so that a list which comes again never goes back.
         self._version_base = 0
         self._incarnations: dict[PeerId, int] = {}
+        #: Peers that may write records, and have nothing executed.
+        self._limited: set[PeerId] = set()
         #: Exactly the records with an owner; dicts stand for ordered sets, so that replays repeat every order.
         self._owned: dict[PeerId, dict[tuple[str, str], None]] = {}
         #: Changes sent so far to each peer that has an agent.
@@ -138,10 +141,15 @@ class Hub:
             if self._incarnations.get(event.peer, event.incarnation) != event.incarnation:
                 self._forget_peer(event.peer, effects)
             self._incarnations[event.peer] = event.incarnation
+            if event.role == ROLE_EXECUTE:
+                self._limited.discard(event.peer)
+            else:
+                self._limited.add(event.peer)
         elif isinstance(event, PeerGone):
             # The end of an older incarnation may be told after the newer one came: by then it was cleared away.
             if self._incarnations.get(event.peer, event.incarnation) == event.incarnation:
                 self._incarnations.pop(event.peer, None)
+                self._limited.discard(event.peer)
                 self._forget_peer(event.peer, effects)
         elif isinstance(event, Tick):
             self._end_late_waits(now, effects)
@@ -262,7 +270,8 @@ class Hub:
                 raise _Refusal("Overflow", f"list {name!r} holds {RECORDS_MAX:,} records already, which is the limit")
         lst = self._list_for_change(name)
         self._disown(name, lst.records.get(key))
-        record = Record(key, message.value, "" if message.permanent else peer)
+        limited = peer in self._limited
+        record = Record(key, message.value, "" if message.permanent else peer, limited)
         lst.records[key] = record
         if not message.permanent:
             self._owned.setdefault(peer, {})[name, key] = None

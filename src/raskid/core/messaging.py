@@ -35,6 +35,7 @@ from raskid.core.events import (
     Event,
     Handled,
     PeerGone,
+    PeerJoined,
     Publish,
     Received,
     Subscribed,
@@ -51,6 +52,7 @@ from raskid.core.publication import Publication
 from raskid.core.targets import BODIES_BYTES_MAX, BODIES_MAX, OURS, Target
 from raskid.model.errors import LocalProtocolError, RemoteProtocolError
 from raskid.model.ids import CodeId, PeerId, RequestId
+from raskid.model.roles import ROLE_EXECUTE
 from raskid.model.topics import REACTIONS, list_name
 from raskid.protocol.messages import (
     Acknowledge,
@@ -134,6 +136,8 @@ class Messaging:
         self._timed: list[Chain] = []
         #: What runs here for others, by publisher and by the subscription under which it comes.
         self._guests: dict[tuple[PeerId, RequestId], Chain] = {}
+        #: Peers that must not have anything executed here.
+        self._limited: set[PeerId] = set()
         #: Who runs slow reactions for the publishers of this node; None while nobody knows.
         self._helper: PeerRef | None = None
         self._helper_asked = False
@@ -163,7 +167,13 @@ class Messaging:
             self._subscriptions.add(event.subscription)
         elif kind is Unsubscribed:
             self._subscriptions.discard(event.subscription)
+        elif kind is PeerJoined:
+            if event.role == ROLE_EXECUTE:
+                self._limited.discard(event.peer)
+            else:
+                self._limited.add(event.peer)
         elif kind is PeerGone:
+            self._limited.discard(event.peer)
             return self._on_gone(event.peer, event.incarnation, now)
         elif kind is CodeRan:
             effects: list[Effect] = []
@@ -528,6 +538,7 @@ class Messaging:
                 self._introduce(topic, target, reaction, now, effects)
             return
         chain = Chain(identifier, topic, reaction, record.value, bool(record.owner))
+        chain.limited = record.limited
         if isinstance(known, Target):
             # A plain subscriber, until now.
             chain.target = known
@@ -566,6 +577,8 @@ class Messaging:
         """See to what a new chain needs, or say why it cannot be run."""
         if chain.timed:
             self._timed.append(chain)
+        if chain.limited and not chain.refused and chain.has_code:
+            chain.refused = "it runs code, which needs the role execute; whoever wants that has a lower one"
         if chain.refused:
             self._passage.fail(chain, -1, Item((), {}), "ValueError", chain.refused, effects)
             return
@@ -756,6 +769,7 @@ class Messaging:
         effects: list[Effect] = [Introduce(reaction.target)]
         chain = Chain(identifier, message.topic, reaction, message.reaction, True, max(0, message.step))
         chain.publisher = peer
+        chain.limited = peer in self._limited
         self._guests[key] = chain
         if chain.delivers:
             target = self._targets.get(identifier)

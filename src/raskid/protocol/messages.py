@@ -139,11 +139,13 @@ __all__ = [
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True):
-    """One record of a list. `owner` is the peer whose end removes it, empty for a permanent one."""
+    """One record of a list. `owner` is the peer whose end removes it, empty for a permanent one. `limited`: whoever
+    wrote it has a lower role than execute, and must not have anything executed."""
 
     record: str
     value: bytes
     owner: str = ""
+    limited: bool = False
 
 
 class TopicInfo(msgspec.Struct, frozen=True, array_like=True):

@@ -96,7 +96,20 @@ def test_records_of_a_gone_peer_go_and_permanent_ones_stay(rig: Rig) -> None:
     rig.receive(A, Watch(L))
     rig.receive(B, Watch(L))
     assert rig.event(PeerGone(A, 1)) == [Send(B, RecordDeleted(L, 3, "mine"))]
-    assert rig.receive(C, Watch(L)) == [Send(C, ListState(L, 3, [Record("all", b"v")]))]
+    assert rig.receive(C, Watch(L)) == [Send(C, ListState(L, 3, [Record("all", b"v", limited=True)]))]
+
+
+def test_a_record_says_whether_its_writer_may_have_something_executed(rig: Rig) -> None:
+    rig.event(PeerJoined(A, 1, "client", "message"))
+    rig.event(PeerJoined(B, 1, "client", "execute"))
+    rig.receive(A, put(1, "a"))
+    rig.receive(B, put(2, "b"))
+    assert rig.receive(C, Watch(L)) == [
+        Send(C, ListState(L, 2, [Record("a", b"v", A, limited=True), Record("b", b"v", B)]))
+    ]
+    rig.event(PeerJoined(A, 2, "client", "execute"))
+    rig.receive(A, put(3, "a"))
+    assert rig.receive(C, Watch(L)) == [Send(C, ListState(L, 4, [Record("b", b"v", B), Record("a", b"v", A)]))]
 
 
 def test_a_newer_incarnation_clears_the_older_ones_records(rig: Rig) -> None:
