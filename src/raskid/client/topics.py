@@ -412,7 +412,7 @@ class Topics(Connection):
             operations = (choose, *JUST_DELIVER)
         reaction = Reaction(
             self.peer.own_ref, operations, capacity, PULL if pull else str.__str__(overflow), group=one_of,
-            choice=choose_by, ack=ack, numbered=numbered or ack,
+            choice=choose_by, ack=ack, numbered=check_flag("numbered", numbered) or ack,
             history=check_count("history", history, -1, CAPACITY_MAX), value=value,
         )  # fmt: skip
         record = encode_reaction(reaction)

@@ -307,3 +307,184 @@ def test_messages_that_are_acknowledged_by_hand(head, rk, other):
             assert (again.value, again.again) == (1, True)
             publisher.publish("work", 3)
             assert second.get(5).value == 3
+
+
+# ── other manners of subscribing ──
+
+
+def test_a_reader_that_pulls_gets_one_message_for_each_that_it_asks_for(rk, other):
+    """1. Nothing is made, nor sent, before somebody asks. 2. Each asking gives the next that is published then."""
+    made = []
+
+    def publish(number):
+        other.publish("pulled", lambda: made.append(number) or number)
+
+    with rk.subscribe("pulled", pull=True) as messages:
+        publish(0)
+        until(lambda: messages._publishers)
+        publish(1)
+        assert made == [] or made == [0]
+        made.clear()
+        for number in (2, 3):
+            with pytest.raises(WaitTimeout):
+                messages.get(0)
+            until(lambda: other._messaging.targets_of("pulled")[0].credit == 1)
+            publish(number)
+            publish(-1)
+            assert messages.get(5).value == number
+        publish(4)
+        assert made == [2, 3] and len(messages._messages) == 0
+
+
+def test_a_publisher_that_comes_later_is_not_asked_when_nobody_waits(rk, other, head):
+    """1. A reader has got what it asked for. 2. Another publisher comes: it sends nothing unasked."""
+    with rk.subscribe("pulled/later", pull=True) as messages:
+        other.publish("pulled/later", 0)
+        until(lambda: messages._publishers)
+        with pytest.raises(WaitTimeout):
+            messages.get(0)
+        until(lambda: other._messaging.targets_of("pulled/later")[0].credit == 1)
+        other.publish("pulled/later", 1)
+        assert messages.get(5).value == 1
+        with head.session() as third:
+            made = []
+            third.publish("pulled/later", lambda: made.append(1))
+            until(lambda: len(messages._publishers) == 2)
+            third.publish("pulled/later", lambda: made.append(2))
+            assert made == []
+            with pytest.raises(WaitTimeout):
+                messages.get(0)
+            until(lambda: third._messaging.targets_of("pulled/later")[0].credit == 1)
+            third.publish("pulled/later", 3)
+            assert messages.get(5).value == 3
+        until(lambda: len(messages._publishers) == 1)
+
+
+def test_a_reader_that_pulls_waits_on_a_thread_and_in_asyncio(rk, other, head):
+    with rk.subscribe("pulled/wait", pull=True) as messages:
+        other.publish("pulled/wait", 0)
+        got = []
+        thread = threading.Thread(target=lambda: got.append(messages.get(5).value))
+        thread.start()
+        until(lambda: messages._publishers and other._messaging.targets_of("pulled/wait")[0].credit == 1)
+        other.publish("pulled/wait", 1)
+        thread.join(5)
+        assert got == [1]
+
+    async def main():
+        async with head.session() as session, await session.subscribe("pulled/loop", pull=True) as messages:
+            await session.publish("pulled/loop", 0)
+            waiting = asyncio.create_task(anext(messages))
+            async with asyncio.timeout(5):
+                while not waiting.done():
+                    await session.publish("pulled/loop", 1)
+                    await asyncio.sleep(0)
+            assert (await waiting).value == 1
+
+    asyncio.run(main())
+
+
+def test_only_some_fields_are_asked_for(rk, other):
+    with rk.subscribe("fields", fields=["b", "c"]) as some, rk.subscribe("fields", fields="a") as one:
+        other.publish("fields", 0, a=1, b=2, c=3)
+        other.publish("fields", a=4, b=5, c=6)
+        assert [(it.args, it.fields) for it in (some.get(5), some.get(5))] == [
+            ((), {"b": 2, "c": 3}), ((), {"b": 5, "c": 6})
+        ]  # fmt: skip
+        assert one.get(5).fields == {"a": 1}
+
+
+def test_messages_are_numbered_where_that_is_asked_for(rk, other):
+    with rk.subscribe("numbers", numbered=True) as numbered, rk.subscribe("numbers") as plain:
+        for value in "abc":
+            other.publish("numbers", value)
+        assert [(it.value, it.number) for it in (numbered.get(5) for _ in range(3))] == [("a", 1), ("b", 2), ("c", 3)]
+        assert plain.get(5).number == 0
+
+
+def test_a_later_subscriber_hears_from_which_number_on_messages_come(rk, other):
+    told = []
+    with rk.subscribe("introduced", numbered=True) as first:
+        for value in range(3):
+            other.publish("introduced", value)
+        assert first.get(5).number == 1
+        later, future = rk.subscribe_nowait("introduced", numbered=True, history=-1)
+        later.on_introduced = lambda publisher, number: told.append((publisher, number))
+        future.result(5)
+        until(lambda: told)
+        assert told == [(other.peer.identity.peer, 4)]
+        later.close()
+
+
+def test_a_member_that_goes_leaves_what_it_has_not_done_to_another(head, rk, other):
+    """1. A member takes a message, and is through with it when it takes the next. 2. It leaves with an error: what it
+    had in hand, and what it had not taken, is another's, once."""
+    first = rk.subscribe("class", one_of="c", ack=True)
+    for number in range(4):
+        other.publish("class", number)
+    assert [first.get(5).value for _ in range(2)] == [0, 1]
+    until(lambda: len(first._messages) == 2)
+    with rk.subscribe("class", one_of="c", ack=True) as second:
+        with pytest.raises(ZeroDivisionError), first:
+            raise ZeroDivisionError
+        assert list(first) == []
+        assert [(it.value, it.again, it.number) for it in (second.get(5) for _ in range(3))] == [
+            (1, True, 2), (2, True, 3), (3, True, 4)
+        ]  # fmt: skip
+
+
+def test_a_member_that_closes_is_through_with_what_it_took(rk, other):
+    first = rk.subscribe("class/2", one_of="c", ack=True)
+    for number in range(3):
+        other.publish("class/2", number)
+    assert first.get(5).value == 0
+    first.done()
+    assert first.get(5).value == 1
+    first.close()
+    with rk.subscribe("class/2", one_of="c", ack=True) as second:
+        assert second.get(5).value == 2
+        second.done()
+        with pytest.raises(WaitTimeout):
+            second.get(0.02)
+
+
+def test_a_callback_acknowledges_when_it_has_returned(rk, other):
+    go, seen = threading.Event(), []
+
+    def callback(message):
+        go.wait(5)
+        seen.append((message.value, message.again))
+
+    with rk.subscribe("class/3", callback, one_of="c", ack=True):
+        other.publish("class/3", 1)
+        other.publish("class/3", 2)
+        (group,) = other._messaging._groups["class/3"].values()
+        assert sorted(group.open) == [1, 2]
+        go.set()
+        until(lambda: not group.open)
+    assert seen == [(1, False), (2, False)]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"pull": True, "callback": print}, "pulls is iterated over"),
+        ({"pull": True, "overflow": "latest"}, "pulls is iterated over"),
+        ({"pull": True, "one_of": "c"}, "pulls is iterated over"),
+        ({"pull": 1}, "pull is"),
+        ({"ack": True}, "ack=True is for a class"),
+        ({"ack": True, "one_of": "c", "overflow": "latest"}, "goes with overflow='block'"),
+        ({"choose_by": "best", "one_of": "c"}, "choose_by is one of"),
+        ({"choose_by": "by_metric", "one_of": "c"}, "a function goes with"),
+        ({"one_of": 5}, "one_of"),
+        ({"history": -2}, "history"),
+        ({"history": "all"}, "history"),
+        ({"fields": []}, "choose"),
+        ({"fields": [1]}, "choose"),
+        ({"numbered": "yes"}, "numbered"),
+    ],
+)
+def test_manners_that_do_not_go_together_are_named(rk, options, text):
+    with pytest.raises((TypeError, ValueError), match=text):
+        rk.subscribe("manners", **options)
+    assert rk.subscriptions == {}
