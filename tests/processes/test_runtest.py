@@ -67,9 +67,10 @@ def finish(process, code):
     return output, errors
 
 
-def test_the_example_prints_what_stands_beside_it(started):
-    output, errors = finish(started(os.path.join(EXAMPLES, "hello.py"), "--runners", "1"), 0)
-    assert output.endswith("hello.py: as expected\n") and errors == ""
+@pytest.mark.parametrize("name", ["hello.py", "insitu.py"])
+def test_an_example_prints_what_stands_beside_it(started, name):
+    output, errors = finish(started(os.path.join(EXAMPLES, name), "--runners", "1"), 0)
+    assert output.endswith(f"{name}: as expected\n") and errors == ""
 
 
 def test_a_script_attaches_to_the_system(started, write, runtime):
