@@ -111,8 +111,8 @@ class Target:
         self, body: bytes, waited: bool, number: int = 0, again: bool = False, publisher: PeerId = OURS
     ) -> None:
         """Let a message wait, and apply the overflow policy; `waited`: its publisher waits until it is sent."""
-        if self.overflow == PULL:
-            # Nobody has asked.
+        if self.overflow == PULL and not waited:
+            # Nobody has asked. What is kept for it waits until somebody does.
             return
         queue = self.queue
         self.number += 1
@@ -120,7 +120,7 @@ class Target:
         if self.overflow == LATEST:
             while len(queue) > 1:
                 self._left_out(queue.popleft())
-        elif len(queue) > self.capacity:
+        elif len(queue) > self.capacity and self.overflow != PULL:
             if self.overflow == DROP_NEWEST:
                 self._left_out(queue.pop())
             elif self.overflow != BLOCK:

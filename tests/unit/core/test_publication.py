@@ -283,6 +283,19 @@ def test_history_longer_than_the_credit_waits_and_nothing_overtakes_it() -> None
     assert publisher.got[6] == [0, 1, 2, 3, 4, 5]
 
 
+def test_history_of_a_reader_that_pulls_waits_until_it_asks() -> None:
+    publisher = Publisher({"t": {5: react(Operation("keep", (), {"count": 9}))}})
+    for number in range(4):
+        publisher.publish(number)
+    publisher.put(6, react(overflow=PULL, history=-1, capacity=2))
+    publisher.publish(4)
+    assert publisher.got.get(6, []) == []
+    for _ in range(5):
+        publisher.credit(6, 1)
+    publisher.publish(5)
+    assert publisher.got[6] == [0, 1, 2, 3, 5]
+
+
 def test_what_two_reactions_keep_comes_once() -> None:
     publisher = Publisher({"t": {5: react(Operation("keep", (), {"count": 2}))}})
     for number in (1, 2, 3):
