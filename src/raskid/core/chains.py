@@ -142,8 +142,8 @@ class Chain:
 
     __slots__ = (
         "begin", "due", "failures", "failures_all", "hand_on", "holds", "host", "id", "jobs", "keeper", "late",
-        "limited", "over", "owned", "passed", "publisher", "reaction", "record", "refused", "removed", "stages", "stalled",
-        "stalled_until", "suspended", "target", "timed", "topic",
+        "limited", "over", "owned", "passed", "publisher", "reaction", "record", "refused", "removed", "stages",
+        "stalled", "stalled_until", "suspended", "target", "timed", "topic",
     )  # fmt: skip
 
     def __init__(

@@ -13,7 +13,7 @@ from typing import Any
 
 from raskid.core.chains import Chain
 from raskid.model.ids import RequestId
-from raskid.protocol.reactions import BY_METRIC, BY_VALUE, LEAST_LOADED, RANDOM
+from raskid.protocol.reactions import BY_METRIC, BY_VALUE, LEAST_LOADED, RANDOM, ROUND_ROBIN
 
 #: Messages of one class that wait for a member, at one publisher.
 WAITING_MAX = 10_000
@@ -55,6 +55,11 @@ class Group:
         """Members that messages can go to."""
         return [member for member in self.members if member.active]
 
+    @property
+    def is_active(self) -> bool:
+        """Whether messages can go to some member."""
+        return any(member.active for member in self.members)
+
     def metric_of(self) -> Chain | None:
         """The member whose metric decides; None where the choice needs no code."""
         for oldest in self.members:
@@ -71,6 +76,9 @@ class Group:
         Source:
             "Least loaded" takes the better of two drawn by chance; Mitzenmacher 2001, "The Power of Two Choices".
         """
+        found = self._choose_quickly(draw)
+        if found is not None:
+            return found
         active = self.active
         if not active:
             return None
@@ -88,6 +96,31 @@ class Group:
             if all(isinstance(it, int | float) and not isinstance(it, bool) and it == it for it in values):
                 return self._lowest(active, values)
         return self._next(active)
+
+    def _choose_quickly(self, draw: Callable[[int], int]) -> Chain | None:
+        """As `choose`, where that needs no look at all members: of a large class nobody could look at each for each
+        message. None where it does."""
+        members = self.members
+        count = len(members)
+        if not count or not members[0].active:
+            return None
+        choice = members[0].reaction.choice
+        if choice == RANDOM:
+            one = members[draw(count)]
+        elif choice == LEAST_LOADED and count > 1:
+            first = draw(count)
+            one, other = members[first], members[(first + 1 + draw(count - 1)) % count]
+            if not other.active:
+                return None
+            if one.active and other.load < one.load:
+                return other
+        elif choice == ROUND_ROBIN:
+            one = members[self.turn % count]
+            if one.active:
+                self.turn += 1
+        else:
+            return None
+        return one if one.active else None
 
     def _next(self, active: list[Chain]) -> Chain:
         self.turn += 1

@@ -286,11 +286,12 @@ class Messaging:
         return [t for t in self.plans.get(topic, ()) if t.overflow == BLOCK and t.queue]
 
     def waits(self, present: Callable[[PeerId], bool]) -> bool:
-        """Whether messages wait here: for the replica of their topic, for code, or for room at a subscriber that is
-        present."""
+        """Whether messages wait here: for the replica of their topic, for code, for their turn in a cell, or for room
+        at a subscriber that is present."""
         return (
             any(self._early.values())
             or self._passage.busy
+            or self._passage.sets
             or any((t.queue or t.bodies) and present(t.peer) for t in self._targets.values())
         )
 
@@ -629,7 +630,7 @@ class Messaging:
         if not groups:
             return
         for name, group in list(groups.items()):
-            while group.waiting and group.active:
+            while group.waiting and group.is_active:
                 number, body = group.waiting.popleft()
                 self._publication.again(group, number, body, now, effects)
             if not group.members and not group.waiting and not group.open:

@@ -157,7 +157,7 @@ class Publication:
     # ── classes ──
 
     def _to_group(self, group: Group, passing: Passing, now: float, effects: list[Effect]) -> None:
-        if not group.active:
+        if not group.is_active:
             return
         passing.group = group
         oldest = group.metric_of()
