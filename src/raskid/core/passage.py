@@ -525,6 +525,11 @@ class Passage:
         """Whether code runs, or messages wait for it."""
         return bool(self._jobs or self._stalled)
 
+    @property
+    def sets(self) -> bool:
+        """Whether a value waits to be set, while the hub is at the one before it."""
+        return any(slot.value is not None for slot in self._slots.values())
+
     def next_deadline(self, timed: list[Chain]) -> float | None:
         """When a window ends, or a job or message that waits is to be looked at."""
         nearest = self._check_at if self._jobs else None

@@ -70,6 +70,8 @@ def test_a_link_from_a_channel_to_a_cell_and_from_a_cell_to_a_channel(rk, other,
         last.begin()
         other.channel(topic + "/a").put(3)
         until(lambda: cell.get(None) == 3)
+        # What a link sets is a value of the cell like any other.
+        assert last.get(5) == 6
         cell.set(5)
         assert last.get(5) == 10
 

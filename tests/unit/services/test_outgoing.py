@@ -210,6 +210,20 @@ def wrong():
     raise ValueError("made wrong")
 
 
+def test_a_value_that_waits_to_be_set_is_still_here(rig):
+    """1. The hub is at the first value for a cell. 2. A later one waits: a session that ends waits for it, too."""
+    rig.react(Operation("set", ("shared:c", "value")))
+
+    def waits():
+        return rig.messaging.waits(lambda peer: True)
+
+    assert rig.publish(1) == ([], None)
+    before = waits()
+    rig.publish(2)
+    rig.publish(3)
+    assert (before, waits()) == (False, True)
+
+
 def test_a_failure_that_nobody_else_says_is_printed(capsys):
     say_failure(ReactionFailed(RequestId(7), "t", 2, "ValueError", "bad", b"", 3, "here", True))
     say_failure(ReactionFailed(RequestId(7), "t", -1, "ValueError", "bad", b"", 1, "here", False))
