@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import raskid
 from tests.processes.helpers import wait_for
 
 pytestmark = pytest.mark.slow
@@ -61,3 +62,36 @@ def test_a_task_publishes_while_a_person_looks(rk: Any) -> None:
             assert run(rk, "get", "--cell", "last") == "2999\n"
         finally:
             looker.kill()
+
+
+def test_a_person_sees_who_sends_what_to_whom(rk: Any) -> None:
+    """1. A command follows the traces. 2. A message goes from this process to another one, and one from a task to this
+    one. 3. The command prints what the two sessions tell: what was published, and where it arrived."""
+
+    def publish() -> None:
+        import raskid
+
+        raskid.publish("from a task", "x" * 100)
+
+    with raskid.connect(rk.url) as other, other.subscribe("seen off") as messages, rk.subscribe("from a task") as back:
+        for session in (rk, other):
+            session.announce_nowait("raskid/transit").result(5)
+        with subprocess.Popen(
+            [*COMMAND, "get", "raskid/transit", "--follow", "--count", "3", "--timeout", "20", "--json"],
+            stdout=subprocess.PIPE, text=True, env=environment(rk),
+        ) as looker:  # fmt: skip
+            wait_for(lambda: rk.reactions("raskid/transit"))
+            wait_for(lambda: rk.plan_of("raskid/transit") and other.plan_of("raskid/transit"))
+            rk.publish("seen off", [0] * 10)
+            assert messages.get(5).value == [0] * 10
+            rk.submit(publish).result(LIMIT_S)
+            assert back.get(5).value == "x" * 100
+            told = [json.loads(line)["fields"] for line in looker.communicate(timeout=LIMIT_S)[0].splitlines()]
+    one, two = rk.peer.identity.peer, other.peer.identity.peer
+    (published,) = (it for it in told if it["event"] == "published")
+    assert (published["publisher"], published["readers"], published["topic"]) == (one, 1, "seen off")
+    arrived = {it["topic"]: it for it in told if it["event"] == "arrived"}
+    assert (arrived["seen off"]["publisher"], arrived["seen off"]["receiver"]) == (one, two)
+    runners = [runner["runner"] for runner in rk.runners()]
+    assert arrived["from a task"]["publisher"] in runners and arrived["from a task"]["receiver"] == one
+    assert arrived["from a task"]["bytes"] > 100

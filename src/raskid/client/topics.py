@@ -29,6 +29,7 @@ from raskid.client.futures import Future
 from raskid.client.loops import running_loop
 from raskid.client.messages import ANSWER_S, Message, Subscription
 from raskid.client.shared import SharedDict
+from raskid.client.transit import TRANSIT, Transit
 from raskid.client.waiting import result_of
 from raskid.core.effects import (
     Arrived,
@@ -96,6 +97,7 @@ class Topics(Connection):
     """The part of a session that publishes and subscribes."""
 
     def _effects(self) -> dict[type[Effect], Callable[[Any], None]]:
+        self._transit = Transit(self)
         return {
             **super()._effects(),
             Arrived: self._on_arrived,
@@ -110,6 +112,8 @@ class Topics(Connection):
         subscription = self.subscriptions.get(effect.subscription)
         if subscription is not None:
             subscription.arrived(effect)
+            if self._plans.get(TRANSIT) != ():
+                self._transit.arrived(effect)
 
     def _on_publisher_ended(self, effect: PublisherEnded) -> None:
         subscription = self.subscriptions.get(effect.subscription)
@@ -218,18 +222,24 @@ class Topics(Connection):
     def announce_nowait(self, topic: str) -> Future:
         """Ask who reads a topic; the future is done when it is known."""
         self.require(ROLE_MESSAGE, "publishing")
-        engine = self.engine
-        with engine.lock:
-            self.still_alive()
-            future = self._announced.get(topic)
-            if future is None:
-                future = Future(engine, name=f"the readers of {topic!r}")
-                if topic in self._plans:
-                    future.resolve_with(None)
-                    return future
-                self._announced[topic] = future
-                self.driver.handle(Announce(topic))
-        engine.prompt()
+        with self.engine.lock:
+            future = self.begin_announce(topic)
+            if future.done():
+                return future
+        self.engine.prompt()
+        return future
+
+    def begin_announce(self, topic: str) -> Future:
+        """As `announce_nowait`, under the lock, and by somebody who writes soon in any case."""
+        self.still_alive()
+        future = self._announced.get(topic)
+        if future is None:
+            future = Future(self.engine, name=f"the readers of {topic!r}")
+            if topic in self._plans:
+                future.resolve_with(None)
+                return future
+            self._announced[topic] = future
+            self.driver.handle(Announce(topic))
         return future
 
     def _may_block(self) -> bool:
@@ -264,6 +274,8 @@ class Topics(Connection):
                 for target in self._plans.get(topic, ()):
                     if type(target) is Target and target.queue and target.overflow == BLOCK:
                         rooms = [*rooms, self._room(target, target.number)]
+        if self._plans.get(TRANSIT) != ():
+            self._transit.published(topic, len(body))
         engine.prompt()
         return rooms, None
 
@@ -282,6 +294,8 @@ class Topics(Connection):
         if full:
             with engine.lock:
                 rooms = [self._room(target, place) for target, place in full if _waits_there(target, place)]
+        if self._plans.get(TRANSIT) != ():
+            self._transit.published(topic, None)
         engine.prompt()
         return rooms, waiter
 
