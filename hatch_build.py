@@ -27,6 +27,7 @@ HOT = (
     "io/outbox.py",
     "client/code.py",
     "client/engine.py",
+    "services/outgoing.py",
 )
 
 MYPY = """\

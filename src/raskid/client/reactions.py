@@ -57,7 +57,6 @@ from raskid.protocol.reactions import (
     OPERATIONS_MAX,
     OVERFLOWS,
     PRIORITY_MAX,
-    PULL,
     ROUND_ROBIN,
     SECONDS_MAX,
     Reaction,
@@ -546,7 +545,11 @@ class Draft:
                 f"the reaction on {self._topic!r} does nothing: add operations, such as .map(function), and say where "
                 "messages go, such as .forward(topic) or .done(callback)"
             )
-        if overflow not in (*OVERFLOWS, PULL):
+        if self._place == AT_HELPER and (history or any(operation.op in (CONSUME, KEEP) for operation in self._ops)):
+            raise ValueError(
+                "consume(), keep() and history= are for reactions at the publisher; a helper gets messages only later"
+            )
+        if overflow not in OVERFLOWS:
             raise ValueError(f"overflow is one of {', '.join(OVERFLOWS)}, got {overflow!r:.60}")
         delivers = any(operation.op == DELIVER for operation in self._ops)
         if self._permanent and delivers:

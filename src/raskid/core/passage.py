@@ -141,10 +141,9 @@ class Passage:
                     if took[0] is not args or took[1] is not fields:
                         item = Item(took[0], took[1])
                 elif stage.op == CODE or stage.op == HAND_ON:
-                    if not admitted and stage.op == HAND_ON:
-                        admitted = finished = self._admit(chain, effects)
-                        if not admitted:
-                            break
+                    if stage.op == HAND_ON:
+                        # Its host counts what comes through.
+                        admitted = True
                     if not self._leave(chain, at, item, passing, admitted, now, effects):
                         return
                     if stage.op == HAND_ON:

@@ -17,12 +17,16 @@ from raskid.core.groups import Group
 from raskid.core.passage import Passage
 from raskid.core.plans import Plan
 from raskid.core.targets import Target
-from raskid.model.errors import RemoteProtocolError
+from raskid.model.errors import Overflow, RemoteProtocolError
 from raskid.protocol.messages import Consumed
 from raskid.protocol.reactions import PULL
 
 if TYPE_CHECKING:
     from raskid.core.messaging import Messaging
+
+
+#: Messages of one topic that wait for one another.
+LINE_MAX = 10_000
 
 
 class Publication:
@@ -48,7 +52,7 @@ class Publication:
         """Begin with a message that nobody has looked at; None when nobody wants it."""
         wanting = plan.wanting(now)
         if plan.passes_on and not plan.consumes:
-            wanting = [pair for pair in wanting if self._wants(pair, 0)]
+            wanting = [pair for pair in wanting if self._wants(pair, {topic: True})]
         if not wanting:
             return None
         self._message += 1
@@ -56,24 +60,36 @@ class Publication:
         passing.units = wanting
         return passing
 
-    def _wants(self, pair: tuple[Any, int], hops: int) -> bool:
-        """Whether a unit does more than passing the message on to where nobody wants it at present."""
+    def _wants(self, pair: tuple[Any, int], seen: dict[str, bool]) -> bool:
+        """Whether a unit does more than passing the message on to where nobody wants it at present.
+
+        Args:
+            seen: Topics that were looked at already, since links branch, and whether they lead here. One that does is a
+                ring, which is to show itself.
+        """
         unit, begin = pair
-        if not isinstance(unit, Chain) or begin or not unit.passes_on or hops >= HOPS_MAX:
+        if not isinstance(unit, Chain) or begin or not unit.passes_on:
             return True
         topic = unit.stages[0].operation.args[0]
+        leads_here = seen.get(topic)
+        if leads_here is not None:
+            return leads_here
         if self._out.plans.get(topic) is None:
             return True
         plan = self._out.complex.get(topic)
         if plan is None:
             return bool(self._out.plans[topic])
-        return plan.consumes or any(self._wants((each, 0), hops + 1) for each in plan.units if not _asks(each))
+        seen[topic] = True
+        wants = plan.consumes or any(self._wants((each, 0), seen) for each in plan.units if not _asks(each))
+        seen[topic] = False
+        return wants
 
     def go(self, passing: Passing, item: Item, plan: Plan | None, now: float, effects: list[Effect]) -> None:
         """Take a message to its reactions.
 
         Raises:
             ValueNotSendable: It is to be sent as it is, and cannot be; nothing has happened.
+            Overflow: Too many messages of the topic wait for one another; nothing has happened.
         """
         if plan is not None and plan.encodes:
             item.encoded()
@@ -86,6 +102,12 @@ class Publication:
         if line is not None or at_work or (plan is not None and plan.holds):
             if line is None:
                 line = self._lines[topic] = deque()
+            elif len(line) >= LINE_MAX:
+                # Only those come to this who wait for nothing: code of reactions that publishes.
+                raise Overflow(
+                    f"more than {LINE_MAX:,} messages on {topic!r:.80} wait for code of a reaction that decides who "
+                    "gets them. Publish less from within reactions, or let the code be quicker"
+                )
             line.append(passing)
             if at_work or len(line) > 1:
                 return

@@ -347,12 +347,12 @@ def test_without_a_helper_messages_fail_when_their_time_is_up() -> None:
     assert sent(fake.publish(2), AskHelper), "and is asked for again"
 
 
-def test_a_limit_holds_for_what_waits_for_a_helper() -> None:
+def test_a_limit_is_the_hosts_affair_who_knows_what_comes_through() -> None:
     fake = hosting(DELIVER, limit=1)
     first = fake.publish(1)
     fake.publish(2)
     give_helper(fake, first)
-    assert fake.got == {-5: [1]} and not fake.heard()
+    assert fake.got == {-5: [1, 2]} and fake.heard()
 
 
 def test_a_clean_up_runs_where_the_reaction_ran() -> None:
@@ -409,6 +409,13 @@ def test_a_host_gives_credit_for_code_when_that_has_run() -> None:
     assert [(it.subscription, it.step) for it in sent(effects, ReactionFailed)] == [(5, 1)], "as the owner counts them"
     assert sent(host.ran(None), Consumed) == [Consumed(RequestId(-5), 1)]
     assert host.got == {5: ["A"]}
+
+
+def test_a_host_counts_what_comes_through() -> None:
+    host = Host()
+    host.ask(react(Operation("filter", ([0, "!=", "a"],)), DELIVER, limit=2))
+    effects = host.hand("a", "b", "c", "d")
+    assert host.got == {5: ["b", "c"]} and sent(effects, Consumed) == [Consumed(RequestId(-5), 4)]
 
 
 @pytest.mark.parametrize("gone", [False, True])

@@ -169,6 +169,16 @@ def test_a_ring_of_forwards_is_a_failure_and_nobody_loses_anything() -> None:
     )
 
 
+def test_links_that_branch_and_meet_again_are_looked_at_once() -> None:
+    """Three links from each of 40 topics to the next: as many ways as nobody could look at."""
+    layers = 40
+    topics = {f"t{at}": {3 * at + way: react(forward(f"t{at + 1}")) for way in (1, 2, 3)} for at in range(layers)}
+    publisher = Publisher({**topics, f"t{layers}": {}})
+    assert publisher.messaging.begin("t0", False, 0.0) is None
+    publisher.state(f"t{layers}", {1000: react(DELIVER)})
+    assert publisher.messaging.begin("t0", False, 0.0) is not None
+
+
 def test_a_ring_through_a_topic_that_is_not_announced_ends_too() -> None:
     publisher = Publisher({"t": {1: react(forward("u"))}})
     publisher.publish(1)
