@@ -24,6 +24,7 @@ from raskid.protocol.messages import Code, ListState, PeerRef, ReactionFailed, R
 from raskid.protocol.reactions import Reaction, encode_reaction
 from raskid.services.codes import pack_code
 from raskid.services.outgoing import LOOK_S, Outgoing, say_failure
+from tests.unit.client.systems import until
 
 HUB = PeerId("hub")
 OWNER = PeerRef(PeerId("owner"), 1, ())
@@ -78,6 +79,7 @@ def rig():
     yield found
     found.outgoing.close()
     found.driver.close()
+    until(lambda: not any(thread.name == "raskid-reactions" for thread in threading.enumerate()))
 
 
 def nothing():
