@@ -92,7 +92,7 @@ def test_one_reader_at_a_time(rk):
 def test_coroutines(head):
     async def main():
         async with asyncio.timeout(10), head.session() as here, head.session() as there:
-            channel, cell = await here.channel("async join"), await there.cell("async join")
+            channel, cell = await here.channel("async join"), await there.cell("async cell")
             joined = here.when_all(channel, cell)
             waiting = asyncio.create_task(joined.next())
             await asyncio.sleep(0)
@@ -105,7 +105,7 @@ def test_coroutines(head):
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            with pytest.raises(WaitTimeout, match=r"cell 'async join' had no new value within 0\.01 s"):
+            with pytest.raises(WaitTimeout, match=r"cell 'async cell' had no new value within 0\.01 s"):
                 await joined.next(0.01)
             await cell.set("a")
             assert await joined.next(5) == (1, "a"), "what was taken before is not lost"
