@@ -37,16 +37,26 @@ def shape(text: str) -> list[str]:
     return found
 
 
+def examples() -> list[str]:
+    return [code for language, code in blocks(text_of("README.md")) if language == "python"]
+
+
+def test_the_first_example_is_the_file() -> None:
+    assert examples()[0] == (ROOT / "examples" / "hello.py").read_text()
+
+
+MEANS = "[{'step': 0, 'mean': 1.01}, {'step': 10, 'mean': 1.12}, {'step': 20, 'mean': 1.23}]\n"
+
+
 @pytest.mark.slow
-def test_the_example_runs_as_pasted() -> None:
-    (code,) = (code for language, code in blocks(text_of("README.md")) if language == "python")
-    assert code == (ROOT / "examples" / "hello.py").read_text()
+@pytest.mark.parametrize(("code", "printed"), list(zip(examples(), ["285\n3\n", MEANS], strict=True)))
+def test_the_examples_run_as_pasted(code: str, printed: str) -> None:
     with tempfile.TemporaryDirectory(prefix="rk") as directory:
         path = os.pathsep.join(entry for entry in sys.path if entry)
         env = {**os.environ, "RASKID_RUNTIME": directory, "PYTHONPATH": path}
         command = [sys.executable, "-W", "error", "-"]
         done = subprocess.run(command, check=False, input=code, capture_output=True, text=True, timeout=60, env=env)
-        assert (done.stdout, done.stderr, done.returncode) == ("285\n3\n", "", 0)
+        assert (done.stdout, done.stderr, done.returncode) == (printed, "", 0)
         assert not os.listdir(directory)
 
 
