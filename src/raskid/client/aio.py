@@ -121,7 +121,7 @@ class AsyncSession:
             plan = session.plan_of(topic)
         if not plan and plan is not None:
             return
-        rooms, waiter = session.begin_publish(topic, args, fields, waits=True)
+        rooms, waiter = session.begin_publish(topic, args, fields, waits=True, through=True)
         if waiter is not None:
             await session.wait_passed_async(waiter)
         if not rooms:

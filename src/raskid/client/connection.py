@@ -151,7 +151,10 @@ class Connection:
         self.engine = Engine(self.driver, lambda: [*submitter.flush(), *messaging.collect()])
         # The threads hold the engine, so it must not hold the session: one that nobody has any more is to end.
         driver = self.driver
-        self._outgoing = Outgoing(driver, messaging, self.engine.tell, replaces=False)
+        engine = self.engine
+        self._outgoing = outgoing = Outgoing(
+            driver, messaging, lambda ran: engine.tell_quietly(ran, outgoing.count_woken), replaces=False
+        )
         self.engine.on_release = lambda tasks: driver.handle(ReleaseValues(tasks))
         self.engine.on_cancel = lambda tasks: driver.handle(CancelValues(tasks))
         self._finalizer = weakref.finalize(

@@ -149,6 +149,18 @@ class Engine:
             with contextlib.suppress(SessionClosed):
                 self.send(event)
 
+    def tell_quietly(self, event: Event, woken: Callable[[], int]) -> None:
+        """As `tell`; what follows from it is written by whoever it wakes, and only if it wakes nobody (`woken` counts
+        those) seen to here: to wake a third thread for that costs as much again."""
+        with self.lock:
+            if self.failure is not None or self.closing:
+                return
+            before = woken()
+            self.driver.handle(event)
+            if woken() != before:
+                return
+        self.prompt()
+
     def prompt(self) -> None:
         """Write what is collected: at once, or soon when writes come thick."""
         now = time.perf_counter()

@@ -205,8 +205,9 @@ class Topics(Connection):
                 result_of(self.announce_nowait(topic), FOLLOW_S, not_announced(topic))
                 plan = self.plan_of(topic)
         if plan or plan is None:
-            rooms, waiter = self.begin_publish(topic, args, fields, self._may_block())
-            if waiter is not None and not self.engine.serves_this_thread():
+            through = not self.engine.serves_this_thread()
+            rooms, waiter = self.begin_publish(topic, args, fields, self._may_block(), through)
+            if waiter is not None:
                 self._wait_passed(waiter)
             if rooms:
                 self._wait_rooms(topic, rooms)
@@ -252,17 +253,17 @@ class Topics(Connection):
         return threading.get_ident() not in engine.callback_threads
 
     def begin_publish(
-        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool
+        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool, through: bool = False
     ) -> tuple[Sequence[Room], Waiter | None]:
         """Send or queue a message, and take it through reactions.
 
         Returns:
-            If the publisher `waits`, the full queues that it has to wait for; and whom to wait for before anything that
-            was published may be changed, if code of reactions runs.
+            If the publisher `waits`, the full queues that it has to wait for; and, if it waits until code of reactions
+            is `through`, and some runs, whom for.
         """
         messaging = self._messaging
         if topic in messaging.complex:
-            return self._react(topic, args, fields, waits)
+            return self._react(topic, args, fields, waits, through)
         body = encode_message(args, fields)
         engine = self.engine
         rooms: Sequence[Room] = ()
@@ -280,23 +281,24 @@ class Topics(Connection):
         return rooms, None
 
     def _react(
-        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool
+        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool, through: bool
     ) -> tuple[Sequence[Room], Waiter | None]:
         engine = self.engine
         rooms: Sequence[Room] = ()
         engine.check_alive()
         # Held on to what is in the queues: they may be empty a moment later.
-        found = self._outgoing.publish(topic, args, fields, waits)
+        found = self._outgoing.publish(topic, args, fields, waits, through)
         if found is None:
             # The last reaction that was more than a subscription has gone just now.
-            return self.begin_publish(topic, args, fields, waits)
+            return self.begin_publish(topic, args, fields, waits, through)
         full, waiter = found
         if full:
             with engine.lock:
                 rooms = [self._room(target, place) for target, place in full if _waits_there(target, place)]
         if self._plans.get(TRANSIT) != ():
             self._transit.published(topic, None)
-        engine.prompt()
+        if waiter is None:
+            engine.prompt()
         return rooms, waiter
 
     def _room(self, target: Target, place: int) -> Room:
@@ -310,6 +312,8 @@ class Topics(Connection):
         self.engine.flush()
         with self.engine.waiting():
             self._outgoing.wait(waiter, self.engine.check_alive)
+        # What has come out of the code.
+        self.engine.prompt()
 
     async def wait_passed_async(self, waiter: Waiter) -> None:
         """As `_wait_passed`, in the event loop that drives this session."""
@@ -332,6 +336,7 @@ class Topics(Connection):
                 async with asyncio.timeout(self._outgoing.patience()):
                     await through.wait()
             self.engine.check_alive()
+        self.engine.prompt()
 
     def _wait_rooms(self, topic: str, rooms: Sequence[Room]) -> None:
         deadline = time.monotonic() + BLOCK_S

@@ -85,6 +85,7 @@ class Outgoing:
         self._messaging = messaging
         self.reactor = Reactor(tell, replaces=replaces)
         self._waiters: dict[int, Waiter] = {}
+        self._woken = 0
 
     def on_effect(self, effect: Effect) -> None:
         """Perform what the machines ask for; under the lock."""
@@ -94,6 +95,7 @@ class Outgoing:
         elif kind is Passed:
             waiter = self._waiters.pop(effect.message, None)  # type: ignore[attr-defined]
             if waiter is not None:
+                self._woken += 1
                 waiter.lock.release()
                 if waiter.callback is not None:
                     waiter.callback()
@@ -103,14 +105,14 @@ class Outgoing:
             threading.Thread(target=self.reactor.check, args=(job,), name="raskid-watch", daemon=True).start()
 
     def publish(
-        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool
+        self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool, through: bool
     ) -> tuple[list[tuple[Target, int]], Waiter | None] | None:
         """Publish on a topic whose reactions are more than plain subscribers.
 
         Returns:
             The full queues with policy "block" in which the message stands, each with its place there, if `waits`; and
-            whom to wait for, if code of reactions is to run, or None. None at all: its reactions have become plain
-            subscribers meanwhile, and nothing was published.
+            whom to wait for, if somebody waits until code of reactions is `through`, and some runs. None at all: its
+            reactions have become plain subscribers meanwhile, and nothing was published.
         """
         driver, messaging = self._driver, self._messaging
         with driver.lock:
@@ -121,18 +123,18 @@ class Outgoing:
             if passing is None:
                 return _NOTHING
             if not args or not isinstance(args[0], LAZY):
-                return self._go(passing, args, fields, now)
+                return self._go(passing, args, fields, now, through)
         # A user's function, which is called outside of the lock.
         args, fields = evaluate_message(args, fields)
         with driver.lock:
-            return self._go(passing, args, fields, driver.clock())
+            return self._go(passing, args, fields, driver.clock(), through)
 
     def _go(
-        self, passing: Passing, args: tuple[Any, ...], fields: dict[str, Any], now: float
+        self, passing: Passing, args: tuple[Any, ...], fields: dict[str, Any], now: float, through: bool
     ) -> tuple[list[tuple[Target, int]], Waiter | None]:
         effects = self._messaging.go(passing, args, fields, now)
         waiter = None
-        if not passing.done and not self.reactor.on_thread():
+        if through and not passing.done and not self.reactor.on_thread():
             # Before anything is performed: code may be through at once.
             passing.told = True
             waiter = self._waiters[passing.id] = Waiter(passing)
@@ -167,6 +169,10 @@ class Outgoing:
         """Run nothing more, and let those go who wait."""
         self.reactor.close()
         self.let_go()
+
+    def count_woken(self) -> int:
+        """How many of those who waited were woken so far, each of whom writes what is to be sent."""
+        return self._woken
 
     def let_go(self) -> None:
         """What those wait for who wait here will never be."""

@@ -129,7 +129,9 @@ class Publisher:
     def _publish_from_code(self, topic: str, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
         """Code of a reaction publishes: it waits for nothing, since the task may be waiting for it, and drives."""
         driver, messaging = self._driver, self._messaging
-        found = self._outgoing.publish(topic, args, fields, waits=False) if topic in messaging.complex else None
+        found = None
+        if topic in messaging.complex:
+            found = self._outgoing.publish(topic, args, fields, waits=False, through=False)
         if found is None and self._plans.get(topic) != ():
             body = encode_message(args, fields)
             with driver.lock:
@@ -143,7 +145,7 @@ class Publisher:
         driver = self._driver
         if any(target.credit <= 0 for target in self._messaging.targets_of(topic)):
             driver.step(0)
-        found = self._outgoing.publish(topic, args, fields, waits=True)
+        found = self._outgoing.publish(topic, args, fields, waits=True, through=True)
         if found is None:
             # The last reaction that was more than a subscription has gone just now.
             self._send(topic, encode_message(args, fields))

@@ -66,7 +66,7 @@ class Rig:
         assert "t" in self.messaging.complex
 
     def publish(self, *args, waits=True, **fields):
-        return self.outgoing.publish("t", args, fields, waits)
+        return self.outgoing.publish("t", args, fields, waits, True)
 
     def sent(self):
         """How many messages have used up credit of the owner."""
@@ -96,9 +96,9 @@ def test_a_message_that_nobody_wants_is_not_made(rig):
     rig.react(Operation("sample", (), {"every": 2}), Operation(DELIVER))
     made = []
     for number in range(4):
-        rig.outgoing.publish("t", (lambda number=number: made.append(number) or number,), {}, True)
+        rig.outgoing.publish("t", (lambda number=number: made.append(number) or number,), {}, True, True)
     assert rig.sent() == [2]
-    assert rig.outgoing.publish("unknown", (lambda: made.append("never"),), {}, True) is None
+    assert rig.outgoing.publish("unknown", (lambda: made.append("never"),), {}, True, True) is None
     assert "never" not in made
 
 
