@@ -95,7 +95,7 @@ class Group:
             # NaN is no number, here either.
             if all(isinstance(it, int | float) and not isinstance(it, bool) and it == it for it in values):
                 return self._lowest(active, values)
-        return self._next(active)
+        return self.next_of(active)
 
     def _choose_quickly(self, draw: Callable[[int], int]) -> Chain | None:
         """As `choose`, where that needs no look at all members: of a large class nobody could look at each for each
@@ -122,14 +122,15 @@ class Group:
             return None
         return one if one.active else None
 
-    def _next(self, active: list[Chain]) -> Chain:
+    def next_of(self, active: list[Chain]) -> Chain:
+        """The next in turn."""
         self.turn += 1
         return active[(self.turn - 1) % len(active)]
 
     def _lowest(self, active: list[Chain], values: list[Any]) -> Chain:
         """The one of the lowest value; in turn where several have it."""
         least = min(values)
-        return self._next([member for member, value in zip(active, values, strict=True) if value == least])
+        return self.next_of([member for member, value in zip(active, values, strict=True) if value == least])
 
     def choose_by(self, asked: list[Chain], values: list[Any]) -> Chain | None:
         """The member for which a metric gave the least, of those that are still here.
@@ -144,7 +145,7 @@ class Group:
                 raise TypeError(f"the metric of class {self.name!r} gave {value!r:.60}; expected a number")
         if not left:
             active = self.active
-            return self._next(active) if active else None
+            return self.next_of(active) if active else None
         return self._lowest([member for member, _ in left], [value for _, value in left])
 
     # ── acknowledgement ──

@@ -28,6 +28,7 @@ from raskid.core.chains import (
     Stage,
     describe,
     result_item,
+    runs_here,
 )
 from raskid.core.effects import CheckCode, Effect, ReactionReported, RunCode, Send
 from raskid.core.events import CodeRan
@@ -106,6 +107,8 @@ class Passage:
         self._jobs: dict[int, Job] = {}
         self._job = 0
         self._check_at = 0.0
+        #: Messages that wait for the metric of a class: (class, message, code object, how long).
+        self._unmeasured: list[tuple[Group, Passing, CodeId, float]] = []
         #: Chains in which messages wait.
         self._stalled: dict[RequestId, Chain] = {}
         #: (list, record) → what is to be set there next.
@@ -257,13 +260,20 @@ class Passage:
         if oldest is None or oldest.reaction.metric is None:
             return False
         metric = oldest.reaction.metric
-        code = self.codes.get(CodeId(metric.args[0])) if metric.op == CODE and metric.args else None
         active = group.active
-        if code is None or not active:
-            if code is None:
-                text = f"{describe(metric)} is not here (yet)"
-                self.fail(oldest, -1, passing.item, "LookupError", text, effects)
+        if metric.op != CODE or not runs_here(metric) or not active:
+            if active:
+                text = f"{describe(metric)} cannot be run by the publisher, which has to choose"
+                self.fail(oldest, -1, passing.item, "ValueError", text, effects)
             return False
+        name = CodeId(metric.args[0])
+        code = self.codes.get(name)
+        if code is None:
+            # Further messages of the topic wait behind this one.
+            passing.pending += 1
+            self._unmeasured.append((group, passing, name, now + STALLED_S))
+            self.ask(name, oldest, effects)
+            return True
         bound, named = tuple(metric.fields.get("args") or ()), dict(metric.fields.get("fields") or {})
         try:
             args, fields = passing.item.values()
@@ -275,6 +285,20 @@ class Passage:
         job = Job(oldest, -1, passing.item, passing, active, False)
         self._run(job, code, calls, oldest.reaction.seconds, now, effects)
         return True
+
+    def _measure_late(self, code: CodeId, error: str, text: str, now: float, effects: list[Effect]) -> None:
+        """A metric is here for which messages wait, or will not come: then the next member in turn gets each."""
+        for each in [each for each in self._unmeasured if each[2] == code]:
+            self._unmeasured.remove(each)
+            group, passing = each[0], each[1]
+            passing.pending -= 1
+            if not error and self.measure(group, passing, now, effects):
+                continue
+            active = group.active
+            if error and active:
+                self.fail(active[0], -1, passing.item, error, text, effects)
+                active = group.active
+            self._out.chosen(group, group.next_of(active) if active else None, passing, now, effects)
 
     def clean_up(self, chain: Chain, now: float, effects: list[Effect]) -> None:
         """Run what is to be run when a reaction is removed."""
@@ -331,7 +355,7 @@ class Passage:
         if error:
             self.fail(asked[0], -1, passing.item, error, text, effects)
             active = group.active
-            member = group._next(active) if active else None
+            member = group.next_of(active) if active else None
         self._out.chosen(group, member, passing, now, effects)
 
     # ── code objects ──
@@ -360,6 +384,8 @@ class Passage:
                 text = f"nobody in this system has the code object {code.code}"
                 self._fail_stalled(chain, "LookupError", text, now, effects)
             self.resume(chain, now, effects)
+        missing = "" if code.blob else f"nobody in this system has the code object {code.code}"
+        self._measure_late(code.code, "LookupError" if missing else "", missing, now, effects)
         if len(self.codes) > CODES_MAX:
             used = self._out.codes_in_use()
             for name in [name for name in self.codes if name not in used][: len(self.codes) - CODES_MAX]:
@@ -500,6 +526,9 @@ class Passage:
                 what = "a helper" if stage.op == HAND_ON else describe(stage.operation)
                 text = f"{what} was not here within {STALLED_S:g} s"
                 self._fail_stalled(chain, "WaitTimeout", text, now, effects)
+        for late in {it[2] for it in self._unmeasured if now >= it[3]}:
+            text = f"the metric of a class was not here within {STALLED_S:g} s"
+            self._measure_late(late, "WaitTimeout", text, now, effects)
         for chain in timed:
             for at, stage in enumerate(chain.stages):
                 step = stage.step
@@ -522,7 +551,7 @@ class Passage:
     @property
     def busy(self) -> bool:
         """Whether code runs, or messages wait for it."""
-        return bool(self._jobs or self._stalled)
+        return bool(self._jobs or self._stalled or self._unmeasured)
 
     @property
     def sets(self) -> bool:
@@ -535,6 +564,9 @@ class Passage:
         for chain in self._stalled.values():
             if nearest is None or chain.stalled_until < nearest:
                 nearest = chain.stalled_until
+        for it in self._unmeasured:
+            if nearest is None or it[3] < nearest:
+                nearest = it[3]
         for chain in timed:
             deadline = chain.next_deadline()
             if deadline is not None and (nearest is None or deadline < nearest):

@@ -8,6 +8,7 @@ import pytest
 
 from raskid.core.chains import HOPS_MAX
 from raskid.core.effects import RunCode, Send
+from raskid.core.passage import STALLED_S
 from raskid.model.errors import ValueNotSendable
 from raskid.model.ids import RequestId
 from raskid.model.operations import Operation
@@ -393,12 +394,23 @@ def test_by_metric() -> None:
     assert len(publisher.got[3]) == 3 and len(publisher.got.get(1, [])) + len(publisher.got[2]) == 3
 
 
-def test_a_metric_that_is_not_here_is_a_failure_and_the_message_goes_in_turn() -> None:
+def test_messages_wait_for_a_metric_that_is_not_here_in_order() -> None:
     publisher = Publisher(members(1, 2, choice="by_metric", metric=code("m")))
-    (failure,) = sent(publisher.publish(1), ReactionFailed)
-    assert (failure.error, failure.step) == ("LookupError", -1)
-    publisher.publish(2)
-    assert publisher.got == {1: [1], 2: [2]}
+    assert not publisher.publish(1) and not publisher.publish(2)
+    publisher.told(given("m"))
+    publisher.ran([2, 1])
+    publisher.ran([1, 2])
+    assert publisher.got == {2: [1], 1: [2]} and publisher.passing.done
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_metric_that_does_not_come_is_a_failure_and_the_message_goes_in_turn(late: bool) -> None:
+    publisher = Publisher(members(1, 2, choice="by_metric", metric=code("m")))
+    publisher.publish(1)
+    effects = publisher.wait(STALLED_S) if late else publisher.told(given("m", b""))
+    (failure,) = sent(effects, ReactionFailed)
+    assert (failure.error, failure.step) == ("WaitTimeout" if late else "LookupError", -1)
+    assert publisher.got == {1: [1]} and publisher.passing.done
 
 
 def test_the_one_that_was_chosen_may_have_gone_meanwhile() -> None:
