@@ -12,6 +12,7 @@ from raskid.model.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from raskid.client.cells import Cell
+    from raskid.client.changes import Change
     from raskid.client.channels import Channel
     from raskid.client.extensions import register
     from raskid.client.futures import Future
@@ -62,6 +63,7 @@ _FACE = {
     "Subscription": "raskid.client.messages",
     "TopicHandler": "raskid.client.logs",
     "BasketFull": "raskid.model.errors",
+    "Change": "raskid.client.changes",
     "Draft": "raskid.client.reactions",
     "Failure": "raskid.client.reactions",
     "Op": "raskid.client.reactions",
@@ -90,6 +92,7 @@ _FACE = {
 __all__ = [
     "BasketFull",
     "Cell",
+    "Change",
     "Channel",
     "ConnectionRefused",
     "Draft",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raskid.client import topics as topics_module
 from raskid.client.cells import CAPACITY, AsyncCell
+from raskid.client.changes import Changes
 from raskid.client.channels import AsyncChannel
 from raskid.client.checks import check_callable, check_count, check_limit, check_name, check_seconds
 from raskid.client.declarations import declare
@@ -372,6 +373,10 @@ class AsyncSharedDict(Mapping[str, Any]):
     def cell(self, key: str, permanent: bool = False) -> AsyncCell:
         """As `SharedDict.cell`; nothing has to be awaited to open one."""
         return self._shared.cell_of(AsyncCell, key, permanent)
+
+    def changes(self, capacity: int = 1024) -> Changes:
+        """As `SharedDict.changes`: ``async for change in shared.changes()``; nothing has to be awaited to begin."""
+        return self._shared.changes(capacity)
 
     def on_change(self, callback: Callable[[AsyncSharedDict, str | None], Any]) -> None:
         """As `SharedDict.on_change`; it may be a coroutine function."""

@@ -75,6 +75,7 @@ from raskid.services.settings import new_origin
 
 if TYPE_CHECKING:
     from raskid.client.cells import CellHandle
+    from raskid.client.changes import Changes
 
 #: How long the end of a session waits for others to take what was sent to them.
 DRAIN_S = 2.0
@@ -136,6 +137,8 @@ class Connection:
         self._invoked: dict[int, Any] = {}
         self.subscriptions: dict[RequestId, Subscription] = {}
         self.list_callbacks: dict[str, list[Callable[[str | None], Any]]] = {}
+        #: Who reads the changes of lists, one after the other.
+        self.changes: dict[str, list[Changes]] = {}
         #: Handles on cells by the lists that their values are in, and those of them that have callbacks.
         self.cells: dict[str, weakref.WeakSet[CellHandle]] = {}
         self.called_cells: set[CellHandle] = set()

@@ -6,13 +6,23 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from raskid.client.callbacks import Callback
-from raskid.client.checks import check_callable, check_flag, check_key, check_limit, check_seconds, encode_record
+from raskid.client.changes import Changes
+from raskid.client.checks import (
+    check_callable,
+    check_count,
+    check_flag,
+    check_key,
+    check_limit,
+    check_seconds,
+    encode_record,
+)
 from raskid.client.futures import Future
 from raskid.client.waiting import result_of
 from raskid.core.events import UnwatchList
 from raskid.model.errors import WaitTimeout
 from raskid.model.topics import SHARED, list_name
 from raskid.protocol.messages import DeleteRecord, PutRecord, Record
+from raskid.protocol.reactions import CAPACITY_MAX
 from raskid.protocol.values import decode_value
 
 if TYPE_CHECKING:
@@ -38,6 +48,7 @@ class SharedDict(MutableMapping[str, Any]):
         self.name = topic
         self._list = list_name(SHARED, topic)
         self._callbacks: list[Callable[[str | None], None]] = []
+        self._readers: list[Changes] = []
         self._closed = False
 
     @property
@@ -189,6 +200,18 @@ class SharedDict(MutableMapping[str, Any]):
         cell.enter()
         return cell
 
+    def changes(self, capacity: int = 1024) -> Changes:
+        """Read the changes from now on, one after the other: with ``for``, ``async for`` or `get`; each is a `Change`.
+
+        Args:
+            capacity: So many may wait; beyond that the oldest are left out, and counted in `dropped`.
+        """
+        self._check_open()
+        capacity = check_count("capacity", capacity, 1, CAPACITY_MAX)
+        changes = Changes(self._session, self._list, f"shared list {self.name!r}", capacity)
+        self._readers.append(changes)
+        return changes
+
     # ── the end ──
 
     def close(self) -> None:
@@ -204,6 +227,8 @@ class SharedDict(MutableMapping[str, Any]):
                 session.list_callbacks[self._list] = left
             else:
                 session.list_callbacks.pop(self._list, None)
+        for changes in self._readers:
+            changes.close()
         session.engine.tell(UnwatchList(self._list))
 
     def __enter__(self) -> SharedDict:

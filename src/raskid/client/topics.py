@@ -129,8 +129,15 @@ class Topics(Connection):
     def _on_list_changed(self, effect: ListChanged) -> None:
         for future in self._following.pop(effect.name, ()) if self._following else ():
             future.resolve_with(None)
+        for changes in self.changes.get(effect.name, ()) if self.changes else ():
+            changes.changed(effect)
         for callback in self.list_callbacks.get(effect.name, ()):
             callback(effect.record)
+
+    def wake_followers(self, name: str) -> None:
+        """Under the lock: have those look again who wait for a change of a list."""
+        for future in self._following.pop(name, ()):
+            future.resolve_with(None)
 
     def _on_list_refused(self, effect: ListRefused) -> None:
         error = error_of(effect.code, effect.text)
