@@ -118,7 +118,8 @@ def test_closures_are_seen(book):
 def test_functions_that_are_gone_are_forgotten(book):
     for number in range(100):
         book.code_of(eval(f"lambda: {number}"))
-        gc.collect()
+        if number % 20 == 19:
+            gc.collect()
     book.code_of(len)
     assert len(book._known) <= 3
 
