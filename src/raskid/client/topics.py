@@ -84,6 +84,10 @@ SETTLE_S = 5.0
 FOLLOW_S = 10.0
 
 
+#: What `begin_publish` gives in most cases.
+NOTHING_TO_WAIT_FOR: tuple[Sequence[Room], None] = ((), None)
+
+
 class Room(Future):
     """Done when a message has left the queue of a full subscription with policy "block"."""
 
@@ -212,12 +216,13 @@ class Topics(Connection):
                 result_of(self.announce_nowait(topic), FOLLOW_S, not_announced(topic))
                 plan = self.plan_of(topic)
         if plan or plan is None:
-            through = not self.engine.serves_this_thread()
-            rooms, waiter = self.begin_publish(topic, args, fields, self._may_block(), through)
-            if waiter is not None:
-                self._wait_passed(waiter)
-            if rooms:
-                self._wait_rooms(topic, rooms)
+            found = self.begin_publish(topic, args, fields, self._may_block(), True)
+            if found is not NOTHING_TO_WAIT_FOR:
+                rooms, waiter = found
+                if waiter is not None:
+                    self._wait_passed(waiter)
+                if rooms:
+                    self._wait_rooms(topic, rooms)
 
     def plan_of(self, topic: Any) -> Sequence[Target] | None:
         """Who reads a topic; None when it has not been announced."""
@@ -277,15 +282,22 @@ class Topics(Connection):
         with engine.lock:
             if engine.failure is not None or engine.closing:
                 engine.check_alive()
-            self.driver.perform(messaging.publish(topic, body, waits, self.driver.clock()))
-            if waits:
+            plain = topic not in messaging.complex
+            if plain:
+                effects = messaging.publish(topic, body, waits)
+                if effects:
+                    self.driver.perform(effects)
+            if waits and plain:
                 for target in self._plans.get(topic, ()):
                     if type(target) is Target and target.queue and target.overflow == BLOCK:
                         rooms = [*rooms, self._room(target, target.number)]
+        if not plain:
+            # Since a moment ago.
+            return self._react(topic, args, fields, waits, through)
         if self._plans.get(TRANSIT) != ():
             self._transit.published(topic, len(body))
         engine.prompt()
-        return rooms, None
+        return (rooms, None) if rooms else NOTHING_TO_WAIT_FOR
 
     def _react(
         self, topic: str, args: tuple[Any, ...], fields: dict[str, Any], waits: bool, through: bool
@@ -293,6 +305,9 @@ class Topics(Connection):
         engine = self.engine
         rooms: Sequence[Room] = ()
         engine.check_alive()
+        if through and not waits and engine.serves_this_thread():
+            # A call in the event loop that is not awaited.
+            through = False
         # Held on to what is in the queues: they may be empty a moment later.
         found = self._outgoing.publish(topic, args, fields, waits, through)
         if found is None:

@@ -92,7 +92,9 @@ def evaluate_message(args: tuple[Any, ...], fields: dict[str, Any]) -> tuple[tup
 
 def encode_message(args: tuple[Any, ...], fields: dict[str, Any]) -> bytes:
     """As `encode_body`, for what `publish` was given."""
-    return encode_body(*evaluate_message(args, fields))
+    if len(args) == 1 and callable(args[0]) and isinstance(args[0], LAZY):
+        args, fields = evaluate_message(args, fields)
+    return encode_body(args, fields)
 
 
 def encode_value(value: Any) -> bytes:

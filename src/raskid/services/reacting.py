@@ -86,6 +86,7 @@ class Reactor:
         #: Threads that were left behind, and perhaps some that have ended since.
         self._abandoned: list[_Worker] = []
         self._here = _Here()
+        self._began = False
         self._closed = False
 
     def know(self, code: str, function: Callable[..., Any]) -> None:
@@ -137,7 +138,8 @@ class Reactor:
 
     def on_thread(self) -> bool:
         """Whether the calling thread runs code of reactions here, or did so until it was left behind."""
-        return self._here.is_ours
+        # Where no code has run so far, not even a look at the thread.
+        return self._began and self._here.is_ours
 
     def close(self) -> None:
         """Run nothing more. Jobs in line are forgotten, one at work is left behind; neither is answered."""
@@ -158,6 +160,7 @@ class Reactor:
         try:
             if self._worker is None and not self._closed:
                 worker = _Worker(self._work)
+                self._began = True
                 worker.thread.start()
                 self._worker = worker
         except RuntimeError as error:
