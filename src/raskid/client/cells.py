@@ -7,6 +7,8 @@ not wait, and what waits is written once as steps.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 import weakref
 from collections import deque
@@ -146,6 +148,10 @@ class CellHandle(Source):
         self._loops: weakref.WeakSet[CellValues] = weakref.WeakSet()
         self._calls: list[tuple[CellValues, Callback]] = []
         self._change: Future | None = None
+        #: Values that are to be published once the hub has agreed, with its answers, in the order of the calls; and
+        #: held by whoever publishes them, so that they keep that order.
+        self._unpublished: deque[tuple[Future, bytes]] = deque()
+        self._publishing = threading.Lock()
 
     @property
     def lock(self) -> Any:
@@ -193,6 +199,8 @@ class CellHandle(Source):
     def abandon(self) -> None:
         """In a process that was forked: those who wait are not here."""
         self._change = None
+        self._unpublished.clear()
+        self._publishing = threading.Lock()
 
     def failed(self, error: Exception) -> None:
         """The session has ended."""
@@ -315,21 +323,64 @@ class CellHandle(Source):
         return name if kind == CELLS else None
 
     def set_nowait(self, value: Any) -> Future:
-        """As `set`, without waiting: the future is done when the change is seen here."""
+        """As `set`, without waiting: the future is done when the change is seen here.
+
+        Links and other reactions to the cell get the value after that, in the order of the calls of this handle, and
+        not at all when the hub refuses it: wait for the future before the session is closed.
+        """
+        future = self._putting(value)
+        self._publish_after(future)
+        return future
+
+    def _putting(self, value: Any) -> Future:
+        """Ask the hub to set the value; what it answers decides whether it is published."""
         self.check_open()
         self._gate.check(value)
         session = self._session
         name, key = self.address
         data = encode_record(self.what, value)
         # The hub tells readers of a change before it answers whoever made it, so this answer comes behind the change.
-        future = session.ask(PutRecord(session.request_id(), name, key, data, self.permanent))
+        put = PutRecord(session.request_id(), name, key, data, self.permanent)
         topic = self.topic
-        if topic is not None and (plan := session.plan_of(topic)) != ():
-            # A cell is a channel too: reactions to it, such as links from it, get every value that is set.
-            if plan is None:
-                session.announce_nowait(topic)
-            session.begin_publish(topic, (value,), {}, waits=False)
+        plan = session.plan_of(topic) if topic is not None else ()
+        if topic is None or plan == ():
+            return session.ask(put)
+        # A cell is a channel too: reactions to it, such as links from it, get every value that is set.
+        if plan is None:
+            session.announce_nowait(topic)
+        with self.lock:
+            future = session.ask(put)
+            self._unpublished.append((future, data))
         return future
+
+    def _publish_after(self, future: Future) -> None:
+        """Publish what is due now, or when the hub has answered."""
+        if not self._unpublished:
+            return
+        if future.done():
+            self._publish_due()
+        else:
+            future.add_done_callback(self._publish_due)
+
+    def _publish_due(self, _: Any = None) -> None:
+        unpublished = self._unpublished
+        # Looked at again after the lock was given back: somebody may have found it taken just then, and left.
+        while unpublished and unpublished[0][0].done():
+            if not self._publishing.acquire(blocking=False):
+                return
+            try:
+                while unpublished and unpublished[0][0].done():
+                    future, data = unpublished.popleft()
+                    if future.exception(0) is None:
+                        self._publish(data)
+            finally:
+                self._publishing.release()
+
+    def _publish(self, data: bytes) -> None:
+        topic = self.topic
+        if topic is not None and self._session.plan_of(topic) != ():
+            with contextlib.suppress(SessionClosed):
+                self._session.begin_publish(topic, (decode_value(data),), {}, waits=False)
 
     def clear_nowait(self) -> Future:
         """As `clear`, without waiting: the future is done when the value is gone here."""
@@ -339,7 +390,12 @@ class CellHandle(Source):
 
     def _setting(self, value: Any, timeout: float) -> Steps[None]:
         limit = check_seconds("timeout", timeout)
-        yield self.set_nowait(value), limit, f"the hub did not confirm the setting of {self.what}"
+        future = self._putting(value)
+        try:
+            yield future, limit, f"the hub did not confirm the setting of {self.what}"
+        finally:
+            # Also where time was up: the answer may still come.
+            self._publish_after(future)
 
     def _clearing(self, timeout: float) -> Steps[None]:
         limit = check_seconds("timeout", timeout)

@@ -113,6 +113,71 @@ def test_opening_is_one_watch_that_brings_value_and_declaration(head, rk, other)
     assert len(head.hub._lists["cells:one watch"].readers) == before + 1
 
 
+# ── what is published ──
+
+
+def test_a_refused_value_is_not_published(rk, other):
+    """1. A cell belongs to its writer, and somebody reacts to it. 2. Another process sets it in vain. 3. Only what the
+    hub took is published, whichever way it was set."""
+    owned, theirs = rk.cell("refused", permanent=False), other.cell("refused")
+    with rk.subscribe("refused") as messages:
+        owned.set(1)
+        assert messages.get(5).value == 1
+        with pytest.raises(NotAllowed):
+            theirs.set(2)
+        with pytest.raises(NotAllowed):
+            theirs.set_nowait(3).result(5)
+        owned.clear()
+        theirs.set_nowait({"four": 4}).result(5)
+        theirs.set([5])
+        assert [messages.get(5).value for _ in range(2)] == [{"four": 4}, [5]]
+    assert not theirs._unpublished
+
+
+def test_values_are_published_in_the_order_of_the_calls(rk, other):
+    cell = rk.cell("published in order")
+    with other.subscribe("published in order") as messages:
+        for number in range(0, 100, 2):
+            cell.set_nowait(number)
+            if number % 10 == 0:
+                cell.set(number + 1)
+            else:
+                cell.set_nowait(number + 1)
+        assert [messages.get(5).value for _ in range(100)] == list(range(100))
+
+
+def test_a_value_is_published_as_it_was_set(rk, mute):
+    """What the hub has not answered for is not published, also when somebody stops waiting for it."""
+    cell, value = rk.cell("published later"), [1]
+    with rk.subscribe("published later") as messages:
+        mute({PutRecord})
+        with pytest.raises(WaitTimeout):
+            cell.set(value, timeout=0.01)
+        with pytest.raises(WaitTimeout):
+            messages.get(0.01)
+        ((future, _),) = cell._unpublished
+        value.append(2)
+        with rk.engine.lock:
+            future.resolve_with(None)
+        assert messages.get(5).value == [1]
+
+
+def test_a_refused_value_is_not_published_in_asyncio(head):
+    async def body(here, there):
+        async with (
+            await here.cell("async refused", permanent=False) as owned,
+            await there.cell("async refused") as cell,
+            await here.subscribe("async refused") as messages,
+        ):
+            await owned.set(1)
+            with pytest.raises(NotAllowed):
+                await cell.set(2)
+            await owned.set(3)
+            assert [(await anext(messages)).value for _ in range(2)] == [1, 3]
+
+    run(head, body)
+
+
 # ── changes ──
 
 
