@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import raskid
@@ -114,7 +115,7 @@ def pipe(n: int) -> Values:
     """Processes that take part by lines: how many may come, publish once and go, and how many lines one writes."""
     line = '{"do": "publish", "topic": "bench/unheard", "args": [1]}\n'
     with raskid.connect(URL) as rk:
-        command = [sys.executable, "-m", "raskid.cli.main", "pipe", "--system", rk.url]
+        command = [str(Path(sys.executable).with_name("raskid")), "pipe", "--system", rk.url]
         start = time.perf_counter()
         for _ in range(n):
             subprocess.run(command, input=line, text=True, check=True, capture_output=True)

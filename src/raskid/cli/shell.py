@@ -15,8 +15,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
 import raskid
@@ -163,6 +161,10 @@ def from_json(text: str) -> Any:
 
 def print_table(titles: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     """A table for people."""
+    # Commands that print none start without it.
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for title in titles:
         table.add_column(title, overflow="fold")
