@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from raskid.client.futures import Future
@@ -222,11 +223,13 @@ class Gate:
         except Exception as error:
             self.rejected += 1
             if self.rejected == 1:
-                print(
+                text = (
                     f"raskid: a value on {self.what} does not fit, and is left out here, as all like it will be; "
-                    f"`.rejected` counts them: {error}",
-                    file=sys.stderr,
+                    f"`.rejected` counts them: {error}"
                 )
+                # Not here: a cell looks at values under the session's lock, and whoever reads what is printed may be
+                # slow.
+                self._session.engine.call_soon(partial(print, text, file=sys.stderr))
             return None
         return (value,)
 

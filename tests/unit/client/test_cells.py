@@ -296,8 +296,26 @@ def test_values_are_checked_at_both_ends(rk, other, capsys):
     until(lambda: cell.rejected == 4)
     assert cell.value == 0.75, "what does not fit is left out"
     assert rk.cell("checked").get("none yet") == "none yet", "also for newcomers"
-    errors = capsys.readouterr().err
-    assert "a value on cell 'checked' does not fit" in errors and errors.count("\n") == 3, "once for each handle"
+    errors = []
+    until(lambda: errors.append(capsys.readouterr().err) or "".join(errors).count("\n") == 3)
+    assert "a value on cell 'checked' does not fit" in "".join(errors), "once for each handle"
+
+
+def test_what_does_not_fit_is_told_without_holding_the_lock(rk, other, monkeypatch):
+    """Whoever reads the standard error may be slow, and may call the session."""
+    held, cell = [], rk.cell("told", type=int)
+
+    class Errors:
+        def write(self, text):
+            held.append(rk.engine.lock._is_owned())
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr("sys.stderr", Errors())
+    put_by_hand(other, "told", "wrong")
+    until(lambda: held)
+    assert not any(held) and cell.rejected == 1
 
 
 def test_declarations_of_cells_must_agree(rk, other):
