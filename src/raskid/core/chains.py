@@ -14,6 +14,7 @@ from raskid.core.keeping import Keeper
 from raskid.core.operations import check_operation, make_step
 from raskid.core.steps import Step
 from raskid.core.targets import OURS, Target
+from raskid.model.errors import RemoteProtocolError
 from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.operations import (
     CHECK,
@@ -78,8 +79,8 @@ class Passing:
     """One message on its way through the reactions of a topic."""
 
     __slots__ = (
-        "again", "at", "begun", "consumed", "done", "group", "guest", "holder", "hops", "id", "item", "number",
-        "parent", "pending", "publisher", "running", "told", "topic", "units", "waiting", "waits",
+        "again", "at", "awaited", "begun", "consumed", "done", "group", "guest", "holder", "hops", "id", "item",
+        "number", "parent", "pending", "publisher", "running", "told", "topic", "units", "waiting", "waits",
     )  # fmt: skip
 
     def __init__(self, identifier: int, topic: str, item: Item, waits: bool) -> None:
@@ -107,6 +108,9 @@ class Passing:
         #: It has met its first reaction, or is about to: nothing stands before it in its topic's line.
         self.begun = False
         self.done = False
+        #: Somebody waits until it is through: there are no more of these than there are who wait, and until then
+        #: nobody changes its values.
+        self.awaited = True
         #: Whether the application hears that it is through.
         self.told = False
         self.parent: Passing | None = None
@@ -306,6 +310,19 @@ def runs_here(operation: Operation) -> bool:
     return tuple(operation.args[1:3]) == (LANGUAGE, LANGUAGE_VERSION)
 
 
+def check_hops(topic: str, hops: int) -> None:
+    """Refuse a message that has come through too many topics.
+
+    Raises:
+        RemoteProtocolError: It has.
+    """
+    if hops > HOPS_MAX:
+        raise RemoteProtocolError(
+            f"a message was passed on to {topic!r:.80} after {HOPS_MAX} other topics: links, forwards, or code that "
+            "publishes form a ring. Take one of them away, or let a filter end it"
+        )
+
+
 def describe(operation: Operation) -> str:
     """An operation, as texts name it."""
     if operation.op == CODE:
@@ -325,5 +342,5 @@ def result_item(value: Any) -> Item | None:
 
 __all__ = [
     "CODE", "CONSUME", "DELIVER", "FAILURES_MAX", "FORWARD", "HAND_ON", "HOPS_MAX", "KEEP", "SET", "Chain", "Item",
-    "Passing", "PeerId", "Stage", "describe", "result_item", "runs_here",
+    "Passing", "PeerId", "Stage", "check_hops", "describe", "result_item", "runs_here",
 ]  # fmt: skip

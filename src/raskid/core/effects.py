@@ -137,10 +137,18 @@ class RunCode(Effect, frozen=True):
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     #: How long all calls together may take.
     seconds: float
+    #: Through how many other topics the message came: what the code publishes has come through one more.
+    hops: int = 0
 
 
 class CheckCode(Effect, frozen=True):
     """A job should be through by now: see whether it has used up its time, and answer with `CodeRan` if so."""
+
+    job: int
+
+
+class DropCode(Effect, frozen=True):
+    """A job's reaction has ended: unless its code runs already, it is not to run. It may be answered all the same."""
 
     job: int
 

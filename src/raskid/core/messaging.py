@@ -659,7 +659,7 @@ class Messaging:
     def _retire(self, chain: Chain, now: float, effects: list[Effect]) -> None:
         """A chain is at its end, or is replaced: what is under way in it goes no further."""
         chain.removed = True
-        self._passage.drop_stalled(chain, now, effects)
+        self._passage.drop_all(chain, now, effects)
         if chain in self._timed:
             self._timed.remove(chain)
         if chain.host is not None:

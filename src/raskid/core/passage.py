@@ -30,12 +30,12 @@ from raskid.core.chains import (
     result_item,
     runs_here,
 )
-from raskid.core.effects import CheckCode, Effect, ReactionReported, RunCode, Send
+from raskid.core.effects import CheckCode, DropCode, Effect, ReactionReported, RunCode, Send
 from raskid.core.events import CodeRan
 from raskid.core.groups import Group
 from raskid.core.lists import Lists
 from raskid.core.targets import Waiting
-from raskid.model.errors import RemoteProtocolError, ValueNotSendable
+from raskid.model.errors import Overflow, RemoteProtocolError, ValueNotSendable
 from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.topics import CELLS, check_list_name
 from raskid.protocol.messages import (
@@ -55,7 +55,9 @@ if TYPE_CHECKING:
 CODES_MAX = 256
 #: Messages of one chain that wait for its code, or for its host.
 STALLED_MAX = 1000
-#: And how long they do, in seconds.
+#: Messages of one chain whose code is to run, and for which nobody waits.
+JOBS_MAX = 1000
+#: How long messages wait for code or a host that is not here, in seconds.
 STALLED_S = 10.0
 #: A message that failed is sent along when it is no longer than this.
 BODY_BYTES_MAX = 64 * 1024
@@ -158,6 +160,10 @@ class Passage:
                         if not admitted:
                             break
                     self._act(chain, stage, item, passing, now, effects)
+            except Overflow as error:
+                # The code may be in order: it is only asked too often.
+                self.fail(chain, at, item, "Overflow", str(error), effects, suspends=False)
+                break
             except Exception as error:
                 # Values come from users, and have methods of their own: they may raise anything.
                 self.fail(chain, at, item, type(error).__name__, _text_of(error), effects)
@@ -218,6 +224,12 @@ class Passage:
         else:
             code = self.codes.get(stage.code)
             if code is not None and not chain.stalled:
+                if chain.jobs >= JOBS_MAX and (passing is None or not passing.awaited):
+                    raise Overflow(
+                        f"more than {JOBS_MAX:,} messages for which nobody waits are to go through "
+                        f"{describe(stage.operation)}: this one was left out. Publish less from within reactions and "
+                        "callbacks, or let the code be quicker"
+                    )
                 self._start(chain, at, item, passing, admitted, code, now, effects)
                 return False
         if len(chain.stalled) >= STALLED_MAX:
@@ -252,7 +264,8 @@ class Passage:
         if not self._jobs:
             self._check_at = now + seconds
         self._jobs[self._job] = job
-        effects.append(RunCode(self._job, code, calls, seconds))
+        hops = job.passing.hops if job.passing is not None else 0
+        effects.append(RunCode(self._job, code, calls, seconds, hops))
 
     def measure(self, group: Group, passing: Passing, now: float, effects: list[Effect]) -> bool:
         """Ask a class's metric who is to have a message; False when that cannot be asked."""
@@ -353,7 +366,8 @@ class Passage:
             except Exception as failure:
                 error, text = type(failure).__name__, _text_of(failure)
         if error:
-            self.fail(asked[0], -1, passing.item, error, text, effects)
+            if not asked[0].removed:
+                self.fail(asked[0], -1, passing.item, error, text, effects)
             active = group.active
             member = group.next_of(active) if active else None
         self._out.chosen(group, member, passing, now, effects)
@@ -445,17 +459,37 @@ class Passage:
                 self.fail(chain, at, item, error, text, effects)
             self._out.ended(chain, passing, not chain.removed, now, effects)
 
-    def drop_stalled(self, chain: Chain, now: float, effects: list[Effect]) -> None:
-        """A chain is removed: what waited in it goes no further."""
+    def drop_all(self, chain: Chain, now: float, effects: list[Effect]) -> None:
+        """A chain is removed: what waited in it goes no further, and of its code only the call at work still runs."""
         self._fail_stalled(chain, "", "", now, effects)
+        first = next(iter(self._jobs), 0)
+        # A clean-up is what runs in the end.
+        dropped = [it for it in self._jobs.items() if it[1].chain is chain and (it[1].at >= 0 or it[1].members)]
+        for number, job in dropped:
+            effects.append(DropCode(number))
+            # Jobs run in order. The first may be at work, and has the values as long as it is; a metric's answer
+            # lets the message go to somebody else. Both are answered in any case.
+            if number == first or job.members is not None:
+                continue
+            del self._jobs[number]
+            chain.jobs -= 1
+            if job.passing is not None:
+                job.passing.pending -= 1
+            self._out.ended(chain, job.passing, False, now, effects)
 
     # ── failures ──
 
-    def fail(self, chain: Chain, at: int, item: Item, error: str, text: str, effects: list[Effect]) -> None:
-        """Tell a reaction's owner that it failed, with the message that did it."""
-        chain.failures += 1
+    def fail(
+        self, chain: Chain, at: int, item: Item, error: str, text: str, effects: list[Effect], suspends: bool = True
+    ) -> None:  # fmt: skip
+        """Tell a reaction's owner that it failed, with the message that did it.
+
+        `suspends`: this is one of the failures after which, in a row, nothing goes through it any more.
+        """
         chain.failures_all += 1
-        suspends = not chain.suspended and chain.failures >= FAILURES_MAX
+        if suspends:
+            chain.failures += 1
+            suspends = not chain.suspended and chain.failures >= FAILURES_MAX
         if suspends:
             chain.suspended = True
             self._out.changed(chain)
@@ -605,4 +639,4 @@ def _writable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-__all__ = ["CODES_MAX", "STALLED_MAX", "STALLED_S", "Job", "Passage", "RequestId"]
+__all__ = ["CODES_MAX", "JOBS_MAX", "STALLED_MAX", "STALLED_S", "Job", "Passage", "RequestId"]

@@ -11,13 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from raskid.core.chains import HOPS_MAX, Chain, Item, Passing
+from raskid.core.chains import Chain, Item, Passing, check_hops
 from raskid.core.effects import Effect, Passed, Send
 from raskid.core.groups import Group
 from raskid.core.passage import Passage
 from raskid.core.plans import Plan
 from raskid.core.targets import Target
-from raskid.model.errors import Overflow, RemoteProtocolError
+from raskid.model.errors import Overflow
 from raskid.protocol.messages import Consumed
 from raskid.protocol.reactions import PULL
 
@@ -220,6 +220,7 @@ class Publication:
         passing = Passing(self._message, group.topic, Item(None, None, body), False)
         passing.number = number
         passing.again = True
+        passing.awaited = False
         if member.reaction.ack:
             group.hold(member, number, body)
         passing.running = True
@@ -232,11 +233,7 @@ class Publication:
     def forward(self, topic: str, item: Item, passing: Passing | None, now: float, effects: list[Effect]) -> None:
         """Publish a message on another topic as well."""
         hops = 1 if passing is None else passing.hops + 1
-        if hops > HOPS_MAX:
-            raise RemoteProtocolError(
-                f"a message was passed on to {topic!r} after {HOPS_MAX} other topics: links or forwards form a ring. "
-                "Take one of them away, or let a filter end it"
-            )
+        check_hops(topic, hops)
         waits = passing is not None and passing.waits
         targets = self._out.plans.get(topic)
         if targets is None:
@@ -256,7 +253,10 @@ class Publication:
         child.hops = hops
         if passing is not None:
             child.parent = passing
+            child.awaited = passing.awaited
             passing.pending += 1
+        else:
+            child.awaited = False
         try:
             self.go(child, item, plan, now, effects)
         except BaseException:
@@ -271,6 +271,7 @@ class Publication:
         passing = self.begin(topic, plan, hops > 0, now)
         if passing is not None:
             passing.hops = hops
+            passing.awaited = False
             self.go(passing, Item(None, None, body), plan, now, effects)
 
     def host(self, chain: Chain, number: int, body: bytes, again: bool, now: float, effects: list[Effect]) -> None:

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from raskid.core.chains import Passing
-from raskid.core.effects import CheckCode, Effect, Passed, RunCode
+from raskid.core.chains import Passing, check_hops
+from raskid.core.effects import CheckCode, DropCode, Effect, Passed, RunCode
 from raskid.core.events import CodeRan
 from raskid.core.messaging import Messaging
 from raskid.core.targets import Target
@@ -99,6 +99,8 @@ class Outgoing:
                 waiter.lock.release()
                 if waiter.callback is not None:
                     waiter.callback()
+        elif kind is DropCode:
+            self.reactor.drop(effect.job)  # type: ignore[attr-defined]
         elif kind is CheckCode:
             # It answers by giving an event to the machines, which are at work just now.
             job = effect.job  # type: ignore[attr-defined]
@@ -113,7 +115,18 @@ class Outgoing:
             The full queues with policy "block" in which the message stands, each with its place there, if `waits`; and
             whom to wait for, if somebody waits until code of reactions is `through`, and some runs. None at all: its
             reactions have become plain subscribers meanwhile, and nothing was published.
+
+        Raises:
+            RemoteProtocolError: Code publishes what it was called for, again and again.
         """
+        hops = self.reactor.hops()
+        if hops is None:
+            hops = 0
+        else:
+            # Code that publishes passes a message on, as a forward does, and is waited for by nobody.
+            through = False
+            hops += 1
+            check_hops(topic, hops)
         driver, messaging = self._driver, self._messaging
         with driver.lock:
             now = driver.clock()
@@ -122,6 +135,8 @@ class Outgoing:
             passing = messaging.begin(topic, waits, now)
             if passing is None:
                 return _NOTHING
+            passing.hops = hops
+            passing.awaited = through
             if not args or not isinstance(args[0], LAZY):
                 return self._go(passing, args, fields, now, through)
         # A user's function, which is called outside of the lock.
@@ -134,7 +149,7 @@ class Outgoing:
     ) -> tuple[list[tuple[Target, int]], Waiter | None]:
         effects = self._messaging.go(passing, args, fields, now)
         waiter = None
-        if through and not passing.done and not self.reactor.on_thread():
+        if through and not passing.done:
             # Before anything is performed: code may be through at once.
             passing.told = True
             waiter = self._waiters[passing.id] = Waiter(passing)

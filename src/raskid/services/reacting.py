@@ -43,6 +43,8 @@ class _Here(threading.local):
     """What a thread knows of itself."""
 
     is_ours = False
+    #: As in the `RunCode` that it is at.
+    hops = 0
 
 
 class _Worker:
@@ -78,7 +80,9 @@ class Reactor:
         self._loader = CodeLoader(replaces)
         #: Jobs that have no answer yet, in the order in which they came.
         self._jobs: dict[int, RunCode] = {}
-        #: Holds these too, and jobs that were answered for while they stood in line. None ends the thread.
+        #: Those of them that are still to be called; whoever takes one out decides that.
+        self._waiting: dict[int, RunCode] = {}
+        #: Holds all of these, and jobs that were answered for while they stood in line. None ends the thread.
         self._line: queue.SimpleQueue[RunCode | None] = queue.SimpleQueue()
         #: Who takes from the line. It is replaced only while it is at work, so that one thread at most waits there.
         self._worker: _Worker | None = None
@@ -103,7 +107,7 @@ class Reactor:
         """Put a job in line; its number was never used before. Never waits, and never answers by itself."""
         if self._closed:
             return
-        self._jobs[effect.job] = effect
+        self._jobs[effect.job] = self._waiting[effect.job] = effect
         self._line.put(effect)
         if self._worker is None:
             # When it fails, `check` tries again, and answers for the jobs if it fails there too.
@@ -141,10 +145,19 @@ class Reactor:
         # Where no code has run so far, not even a look at the thread.
         return self._began and self._here.is_ours
 
+    def hops(self) -> int | None:
+        """Through how many topics that came for which the calling thread runs code; None where it runs none."""
+        return self._here.hops if self._here.is_ours else None
+
+    def drop(self, job: int) -> None:
+        """Do not call a job's code, unless that has begun. It is answered when its turn comes. Never waits."""
+        self._waiting.pop(job, None)
+
     def close(self) -> None:
         """Run nothing more. Jobs in line are forgotten, one at work is left behind; neither is answered."""
         self._closed = True
         worker = self._worker
+        self._waiting.clear()
         self._jobs.clear()
         self._line.put(None)
         if worker is not None and worker.at is not None:
@@ -193,9 +206,12 @@ class Reactor:
         effect = self._line.get()
         if effect is None:
             return False
+        called = self._waiting.pop(effect.job, None) is not None
         if effect.job not in self._jobs:
             return True
-        if self._abandoned and self._count_abandoned() >= ABANDONED_MAX:
+        if not called:
+            ran = CodeRan(effect.job, [], "Dropped", f"{_name(effect)} was not called: its reaction has ended")
+        elif self._abandoned and self._count_abandoned() >= ABANDONED_MAX:
             ran = CodeRan(
                 effect.job, [], "Overflow",
                 f"{_name(effect)} was not called: {ABANDONED_MAX} threads run code of reactions here that took longer "
@@ -203,6 +219,7 @@ class Reactor:
             )  # fmt: skip
         else:
             worker.at = (effect, self._clock() + effect.seconds)
+            self._here.hops = effect.hops
             ran = self._call(effect)
         if not self._claim(effect.job):
             return False

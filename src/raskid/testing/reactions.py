@@ -17,6 +17,7 @@ from raskid.core.codestore import CodeStore
 from raskid.core.effects import (
     Arrived,
     CheckCode,
+    DropCode,
     Effect,
     ListChanged,
     Passed,
@@ -84,6 +85,8 @@ class ReactingNode(Node):
         #: Code that was asked for, the first of which runs since `began`.
         self.jobs: deque[RunCode] = deque()
         self.began: float | None = None
+        #: Those of them that are not to run.
+        self.dropped: set[int] = set()
         #: Messages for which a program waits, and those of them of which it was not told yet that they are through.
         self.open: list[Passing] = []
         self.untold: set[int] = set()
@@ -181,6 +184,9 @@ class ReactingNode(Node):
         if kind is RunCode:
             self.jobs.append(effect)
             self._begin_job()
+        elif kind is DropCode:
+            if self.began is None or self.jobs[0].job != effect.job:
+                self.dropped.add(effect.job)
         elif kind is CheckCode:
             self.world.later(0.0, self, "check code", lambda: self._check_job(effect.job))
         elif kind is Passed:
@@ -218,6 +224,9 @@ class ReactingNode(Node):
             # Its time was up.
             return
         effect = self.jobs[0]
+        if job in self.dropped:
+            self._answer(CodeRan(job, [], "Dropped", "its reaction has ended"))
+            return
         function = self.world.functions[effect.code.code]
         try:
             ran = CodeRan(job, [function(*args, **fields) for args, fields in effect.calls])

@@ -192,6 +192,16 @@ class Publisher:
         effects = messaging.go(passing, args, fields, self.now)
         return self.note([*effects, *messaging.collect()])
 
+    def publish_unawaited(self, *args: Any, topic: str = "t", **fields: Any) -> list[Effect]:
+        """As code of a reaction does: nobody waits until it is through."""
+        passing = self.messaging.begin(topic, False, self.now)
+        if passing is None:
+            return self.note([])
+        passing.awaited = False
+        self.passing = passing
+        effects = self.messaging.go(passing, args, fields, self.now)
+        return self.note([*effects, *self.messaging.collect()])
+
     def ran(self, value: Any = None, error: str = "", text: str = "") -> list[Effect]:
         """The first job is through."""
         job = self.jobs.popleft()

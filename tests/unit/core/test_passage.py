@@ -8,7 +8,7 @@ import pytest
 
 from raskid.core import passage as passage_module
 from raskid.core.chains import FAILURES_MAX
-from raskid.core.effects import Introduce, ReactionReported, RunCode, Send
+from raskid.core.effects import DropCode, Introduce, ReactionReported, RunCode, Send
 from raskid.core.events import CodeRan
 from raskid.core.passage import STALLED_S
 from raskid.model.ids import CodeId, PeerId, RequestId
@@ -229,7 +229,62 @@ def test_code_that_nobody_names_is_forgotten(monkeypatch: pytest.MonkeyPatch) ->
     assert set(publisher.messaging._passage.codes) == {"f", "h"}
 
 
+def test_what_nobody_waits_for_is_left_out_beyond_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. Nobody waits: the third message is left out, and the owner told. 2. However often that happens, the reaction
+    is at work. 3. Whoever waits is let in."""
+    monkeypatch.setattr(passage_module, "JOBS_MAX", 2)
+    publisher = ready(t={5: react(code(), DELIVER)})
+    for number in (1, 2):
+        assert sent(publisher.publish_unawaited(number), ReactionFailed) == []
+    (failure,) = sent(publisher.publish_unawaited(3), ReactionFailed)
+    assert (failure.error, failure.step, plain(failure.body)) == ("Overflow", 0, 3) and not failure.suspended
+    reports = [it for number in range(39) for it in sent(publisher.publish_unawaited(number), ReactionFailed)]
+    assert [it.failures for it in reports] == [2, 3, 4, 5, 6, 7, 8, 9, 10, 16, 32] and publisher.heard()
+    publisher.publish(4)
+    for number in (1, 2, 4):
+        publisher.ran(number)
+    assert publisher.got == {5: [1, 2, 4]} and not publisher.jobs
+
+
 # ── the end of a reaction ──
+
+
+@pytest.mark.parametrize("end", ["gone", "deleted", "replaced"])
+def test_code_that_has_not_begun_does_not_run_when_the_reaction_ends(end: str) -> None:
+    """1. Three messages: the first is in the code, two stand behind. 2. The reaction ends: all are dropped, and the
+    two are through. 3. The first is through when its code is. 4. What is told of the others harms nothing."""
+    publisher = ready("f", "g", t={5: react(code(), DELIVER), 6: react(code("g"), DELIVER, target=OTHER)})
+    passings = []
+    for number in (1, 2, 3):
+        publisher.publish(number)
+        passings.append(publisher.passing)
+    if end == "gone":
+        effects = publisher.gone()
+    else:
+        effects = publisher.delete(5) if end == "deleted" else publisher.put(5, react(code("g"), DELIVER))
+    assert [it.job for it in effects if isinstance(it, DropCode)] == [1, 3, 5]
+    assert [it.pending for it in passings] == [2, 1, 1]
+    publisher.ran(7)
+    assert passings[0].pending == 1
+    for job in range(5):
+        publisher.ran(job)
+    assert [it.done for it in passings] == [True] * 3
+    assert publisher.got == {6: [0, 2, 4]} and not publisher.jobs
+
+
+def test_a_metric_of_a_reaction_that_ends_is_not_asked_and_the_message_goes_in_turn() -> None:
+    more: dict[str, Any] = {"group": "g", "choice": "by_metric", "metric": code()}
+    publisher = ready(t={5: react(**more), 6: react(target=OTHER, **more)})
+    publisher.publish(1)
+    assert DropCode(1) in publisher.delete(5)
+    assert sent(publisher.ran(error="Dropped"), ReactionFailed) == [] and publisher.got == {6: [1]}
+
+
+def test_a_message_takes_its_hops_into_code() -> None:
+    publisher = ready(t={5: react(code(), DELIVER)}, s={6: react(Operation("forward", ("t",)), DELIVER)})
+    publisher.publish(1, topic="s")
+    publisher.publish(1)
+    assert [it.hops for it in publisher.jobs] == [1, 0]
 
 
 @pytest.mark.parametrize("gone", [False, True])

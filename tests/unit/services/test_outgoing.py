@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from raskid.core.effects import CheckCode, Passed, RunCode
+from raskid.core.chains import HOPS_MAX
+from raskid.core.effects import CheckCode, DropCode, Passed, RunCode
 from raskid.core.events import Announce, CodeRan, Received
 from raskid.core.identity import Identity
 from raskid.core.lists import Lists
@@ -16,7 +17,7 @@ from raskid.core.peer import Peer
 from raskid.core.relay import RelayEnd
 from raskid.core.station import Station
 from raskid.io.driver import Driver
-from raskid.model.errors import SessionClosed, ValueNotSendable
+from raskid.model.errors import RemoteProtocolError, SessionClosed, ValueNotSendable
 from raskid.model.ids import CodeId, IdSource, PeerId, RequestId
 from raskid.model.operations import CODE, DELIVER, FILTER, LANGUAGE, LANGUAGE_VERSION, Operation
 from raskid.model.topics import REACTIONS, list_name
@@ -44,7 +45,7 @@ class Rig:
         self.told = threading.Event()
 
     def _apply(self, effect):
-        if type(effect) in (RunCode, Passed, CheckCode):
+        if type(effect) in (RunCode, Passed, CheckCode, DropCode):
             self.effects.append(effect)
             self.outgoing.on_effect(effect)
 
@@ -64,6 +65,13 @@ class Rig:
             for effect in self.driver.station.machines[0].handle(Received(HUB, state), 0.0):
                 self._apply(effect)
         assert "t" in self.messaging.complex
+
+    def forget(self):
+        """The record of the reaction is deleted."""
+        with self.driver.lock:
+            state = ListState(list_name(REACTIONS, "t"), 2, [])
+            for effect in self.driver.station.machines[0].handle(Received(HUB, state), 0.0):
+                self._apply(effect)
 
     def publish(self, *args, waits=True, **fields):
         return self.outgoing.publish("t", args, fields, waits, True)
@@ -167,6 +175,45 @@ def test_code_that_publishes_does_not_wait(rig):
     while rig.sent() != [4]:
         rig.told.wait(0.01)
     assert inner == [([], None)] * 3
+
+
+def test_code_that_publishes_on_its_own_topic_for_ever_comes_to_an_end(rig):
+    """Each time the message has come through one topic more; the last time it is the code's error."""
+    errors = []
+
+    def function(value):
+        try:
+            rig.publish(value + 1)
+        except RemoteProtocolError as error:
+            errors.append((value, str(error)))
+
+    rig.react(function=function)
+    rig.outgoing.wait(rig.publish(0)[1], nothing)
+    until(lambda: errors)
+    ((value, text),) = errors
+    assert value == HOPS_MAX and "form a ring" in text
+
+
+def test_nothing_of_a_reaction_runs_after_its_end(rig):
+    """1. Code is at work, two messages stand behind. 2. The reaction ends: who waits for these is let go at once.
+    3. The code at work ends, and no other runs."""
+    go, seen = threading.Event(), []
+
+    def function(value):
+        seen.append(value)
+        go.wait(5)
+
+    rig.react(function=function)
+    first, second, third = [rig.publish(number)[1] for number in range(3)]
+    until(lambda: seen)
+    rig.forget()
+    for waiter in (second, third):
+        rig.outgoing.wait(waiter, nothing)
+    assert not first.done
+    go.set()
+    rig.outgoing.wait(first, nothing)
+    until(lambda: not rig.outgoing.reactor._jobs)
+    assert seen == [0]
 
 
 def test_the_end_lets_those_go_who_wait(rig):

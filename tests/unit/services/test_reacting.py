@@ -92,6 +92,30 @@ def loop():
             pass
 
 
+# ── Jobs that are dropped ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_job_that_is_dropped_in_line_is_answered_in_its_turn_and_never_called(rig):
+    """1. One job is at work, two stand behind it. 2. The first and the second are dropped. 3. The first ends as it
+    would have, the second was not called, the third is."""
+    called = []
+    job, _, release = rig.block()
+    second, third = rig.run(lambda: called.append(2)), rig.run(lambda: called.append(3))
+    for number in (job, second, 99):
+        rig.reactor.drop(number)
+    release.set()
+    assert rig.answer() == CodeRan(job, [True])
+    dropped = rig.answer()
+    assert (dropped.job, dropped.error) == (second, "Dropped") and "was not called" in dropped.text
+    assert rig.answer() == CodeRan(third, [None]) and called == [3]
+    assert rig.reactor.check() is None and not rig.reactor._waiting
+
+
+def test_code_knows_through_how_many_topics_its_message_came(rig):
+    rig.reactor.run(RunCode(1, rig.code(rig.reactor.hops), [((), {})], LIMIT_S, 3))
+    assert rig.answer() == CodeRan(1, [3]) and rig.reactor.hops() is None
+
+
 # ── Values and errors ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
