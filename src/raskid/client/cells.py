@@ -226,19 +226,41 @@ class CellHandle(Source):
         self.check_open()
         present = self._present
         if present is None:
+            self._check_seen()
             raise LookupError(
                 f"{self.what} has no value: nobody has set it, or it was cleared, or its writer has gone. wait() waits "
                 "for a value, and get(default) does without"
             )
         return present
 
+    def _check_seen(self) -> None:
+        """Raise ValueError when there is a value, and it is one that this handle does not give."""
+        seen = self._seen
+        if seen is None:
+            return
+        try:
+            shown = f"{decode_value(seen.value)!r:.60}"
+        except Exception:
+            # Anybody may write records.
+            shown = f"{len(seen.value):,} bytes that are no value"
+        raise ValueError(
+            f"{self.what} holds {shown}, which does not fit what is declared ({self._gate.standing}); somebody set it "
+            "who did not look. Set another value. Until then wait() waits for one that fits, and get(default) does "
+            "without"
+        )
+
     @property
     def value(self) -> Any:
-        """The present value, as far as it is known here; raises LookupError while there is none. It is a copy."""
+        """The present value, as far as it is known here, or the last one that fitted what is declared. It is a copy.
+
+        Raises:
+            LookupError: There is none.
+            ValueError: There is one that does not fit, and none that did has been seen here.
+        """
         return decode_value(self._record().value)
 
     def get(self, default: Any = None) -> Any:
-        """The present value, or `default` while there is none."""
+        """The present value, or `default` while there is none that fits what is declared."""
         self.check_open()
         present = self._present
         return default if present is None else decode_value(present.value)
@@ -421,7 +443,12 @@ class CellHandle(Source):
         session.engine.rouse()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else "no value" if self._present is None else f"{self.get()!r:.60}"
+        if self.closed:
+            state = "closed"
+        elif self._present is not None:
+            state = f"{self.get()!r:.60}"
+        else:
+            state = "no value" if self._seen is None else "a value that does not fit"
         return f"<raskid.{type(self).__name__}, {self.what}: {state}>"
 
 

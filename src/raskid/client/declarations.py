@@ -67,7 +67,10 @@ class Declaration:
 def check_of(end: Any) -> Operation | None:
     """The operation that checks for a channel or cell what is to go into it; None where nothing is declared."""
     found = _standing_of(end)
-    return Operation(CHECK, (), found.fields) if found is not None else None
+    if found is None or (hasattr(end, "address") and found.fields.get("type") == "dict"):
+        # A cell is set to a dict of the fields where a message has nothing else, and the operation looks at one value.
+        return None
+    return Operation(CHECK, (), found.fields)
 
 
 def check_fits(source: Any, target: Any) -> None:

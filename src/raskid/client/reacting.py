@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from raskid.client.checks import check_name
-from raskid.client.declarations import check_fits, check_of
+from raskid.client.declarations import check_fits
 from raskid.client.engine import fresh
 from raskid.client.futures import Future
 from raskid.client.messages import Message, Subscription
@@ -210,10 +210,7 @@ class Reacting(Topics):
                     draft.map(operation)
                 else:
                     draft.add(operation)
-            check = check_of(target)
-            if check is not None:
-                draft.add(check)
-            return draft.set(target) if hasattr(target, "address") else draft.forward(end)
+            return draft.set(target) if hasattr(target, "address") else draft.forward(target)
         except BaseException:
             draft.forget()
             raise

@@ -22,6 +22,7 @@ from raskid.client.checks import (
     check_seconds,
     check_text,
 )
+from raskid.client.declarations import check_of
 from raskid.client.futures import Future
 from raskid.client.messages import ANSWER_S, Message, Subscription
 from raskid.client.waiting import Steps, take_steps, take_steps_in
@@ -439,15 +440,25 @@ class Draft:
     # ── where it goes: adds an operation, and installs ──
 
     def forward(self, topic: Any) -> Any:
-        """Publish what comes out on another topic, or into a channel. Installs the reaction."""
-        name = getattr(topic, "topic", topic)
-        return self._add(FORWARD, (check_name(name),)).install()
+        """Publish what comes out on another topic, or into a channel. Installs the reaction.
+
+        What a channel's handle declares is checked first. A name is taken as it is: what may be declared for a channel
+        of that name is checked by its readers only, and a cell of that name is not set (see `set`).
+        """
+        name = check_name(getattr(topic, "topic", topic))
+        return self._check_for(topic)._add(FORWARD, (name,)).install()
+
+    def _check_for(self, end: Any) -> Draft:
+        """Check what comes out by what is declared for the channel or cell that it is for, as far as that is known."""
+        check = check_of(end)
+        return self if check is None else self.add(check)
 
     def set(self, cell: Any, permanent: bool | None = None) -> Any:
         """Set a cell (a handle, or the name of one) to what comes out. Installs the reaction.
 
         While the hub sets one value, only the latest of further ones is kept. A value goes with its publisher unless
-        `permanent`; a handle says so itself.
+        `permanent`; a handle says so itself. What a handle declares is checked first; for a name, and for what is
+        declared later, only the cell's readers check.
         """
         if isinstance(cell, str):
             address: Any = (list_name(CELLS, check_name(cell)), "value")
@@ -457,7 +468,7 @@ class Draft:
             if address is None:
                 raise TypeError(f"set() takes a cell or the name of one, got {cell!r:.60}")
         stays = check_flag("permanent", permanent) if permanent is not None else stays
-        return self._add(SET, tuple(address), {"permanent": stays}).install()
+        return self._check_for(cell)._add(SET, tuple(address), {"permanent": stays}).install()
 
     def keep(
         self, count: int | None = None, seconds: float | None = None, *, bytes: int | None = None, basket: str = ""

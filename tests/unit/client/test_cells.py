@@ -318,6 +318,26 @@ def test_what_does_not_fit_is_told_without_holding_the_lock(rk, other, monkeypat
     assert not any(held) and cell.rejected == 1
 
 
+@pytest.mark.parametrize(("value", "shown"), [("wrong", "'wrong'"), (b"\xc1", "1 bytes that are no value")])
+def test_newcomers_are_told_of_a_value_that_does_not_fit(rk, other, value, shown):
+    """It does not look as if there were none, until somebody sets one that fits."""
+    name = f"poisoned {len(value)}"
+    cell = rk.cell(name, type=int)
+    put_by_hand(other, name, value)
+    newcomer = other.cell(name)
+    for call in (lambda: newcomer.value, lambda: newcomer.writer):
+        with pytest.raises(ValueError, match=rf"cell '{name}' holds {shown}, .* is declared \(type='int'\)"):
+            call()
+    assert newcomer.rejected == 1 and newcomer.get("none") == "none" and "that does not fit" in repr(newcomer)
+    cell.set(5)
+    assert newcomer.wait(timeout=5) == 5 == newcomer.value
+    put_by_hand(rk, name, value)
+    assert cell.value == 5, "who has seen one that fits goes on with it"
+    cell.clear()
+    with pytest.raises(LookupError):
+        cell.value  # noqa: B018 - it raises
+
+
 def test_declarations_of_cells_must_agree(rk, other):
     rk.cell("declared", type="array", shape=(2, None)).set(numpy.zeros((2, 3)))
     with pytest.raises(

@@ -122,6 +122,31 @@ def test_a_cell_is_set_to_what_comes_out(rk, other, topic):
     until(lambda: named.get() == 21)
 
 
+def test_a_reaction_sets_no_cell_past_its_declaration(rk, other, topic):
+    """What the handle declares is checked at the publisher: the cell keeps its value, and the owner hears of it."""
+    cell, told = rk.cell(topic + "/cell", type=int, min=0), []
+    with rk.react(topic, on_error=told.append).set(cell):
+        for value in ("text", -1, 7):
+            other.publish(topic, value)
+        assert cell.wait(timeout=5) == 7 and cell.rejected == 0
+        until(lambda: len(told) == 2)
+        assert [each.message.value for each in told] == ["text", -1]
+    state = rk.cell(topic + "/state", type=dict)
+    with rk.react(topic).set(state):
+        other.publish(topic, step=5)
+        assert state.wait(timeout=5) == {"step": 5}
+
+
+def test_a_reaction_forwards_into_no_channel_past_its_declaration(rk, other, topic):
+    channel, told = rk.channel(topic + "/channel", type=float).listen(), []
+    with rk.react(topic, on_error=told.append).forward(channel), rk.subscribe(topic + "/channel") as all_of_it:
+        other.publish(topic, "text")
+        other.publish(topic, 0.5)
+        assert channel.get(5) == 0.5 == all_of_it.get(5).value and channel.rejected == 0
+        until(lambda: told)
+    assert told[0].message.value == "text"
+
+
 def test_what_is_kept_comes_first_to_a_later_subscriber(rk, other, topic):
     with rk.react(topic).keep(2):
         for number in range(4):
