@@ -66,6 +66,10 @@ class Item:
             self._args, self._fields = args, fields
         return args, fields
 
+    def apart(self) -> Item:
+        """The same message with values of its own, which nobody else can change. Raises as `encoded` does."""
+        return Item(None, None, self.encoded())
+
     def encoded(self) -> bytes:
         """Its bytes, written once. Raises ValueNotSendable when messages do not carry it."""
         body = self._body
@@ -251,6 +255,11 @@ class Chain:
     def delivers(self) -> bool:
         """Whether messages go to its owner from here."""
         return any(stage.op == DELIVER for stage in self.stages)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether a message may stay in it for a while as values: in code, or where that or a host is not here yet."""
+        return any(stage.op in (CODE, HAND_ON) for stage in self.stages)
 
     @property
     def passes_on(self) -> bool:

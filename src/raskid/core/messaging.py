@@ -246,7 +246,8 @@ class Messaging:
         with policy "block" in whose queues it stands. Call `collect` before writing.
 
         Raises:
-            ValueNotSendable: Some reader wants it as it is, and messages do not carry it; nothing has happened.
+            ValueNotSendable: Some reader wants it as it is, or nobody waits (`passing.awaited`), and messages do not
+                carry it; nothing has happened.
         """
         effects: list[Effect] = []
         self._publication.go(passing, Item(args, fields), self.complex.get(passing.topic), now, effects)

@@ -18,7 +18,7 @@ from raskid.protocol.reactions import PULL
 class Plan:
     """The reactions of one topic at its publisher, where they are more than plain subscribers."""
 
-    __slots__ = ("consumes", "encodes", "holds", "numbered", "passes_on", "units")
+    __slots__ = ("consumes", "encodes", "holds", "lingers", "numbered", "passes_on", "units")
 
     def __init__(self, units: list[Any]) -> None:
         #: Each is a Target, a Chain or a Group.
@@ -28,6 +28,8 @@ class Plan:
         self.numbered = False
         #: Some unit needs the message as bytes: what cannot be written is the publisher's error.
         self.encodes = False
+        #: Values are still needed when publishing has returned, unless somebody waits.
+        self.lingers = False
         #: Some unit does nothing but publish the message elsewhere.
         self.passes_on = any(isinstance(unit, Chain) and unit.passes_on for unit in units)
         for unit in units:
@@ -39,9 +41,12 @@ class Plan:
                 self.consumes = self.consumes or chain.consumes
                 self.holds = self.holds or chain.holds
                 self.numbered = self.numbered or chain.numbered
+                self.lingers = self.lingers or chain.lingers
                 self.encodes = self.encodes or (bool(chain.stages) and chain.delivers and len(chain.stages) == 1)
             if isinstance(unit, Group):
-                self.holds = self.holds or unit.metric_of() is not None
+                asks = unit.metric_of() is not None
+                self.holds = self.holds or asks
+                self.lingers = self.lingers or asks
                 self.encodes = self.encodes or unit.ack
 
     def wanting(self, now: float) -> list[tuple[Any, int]]:

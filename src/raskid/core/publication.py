@@ -88,17 +88,21 @@ class Publication:
         """Take a message to its reactions.
 
         Raises:
-            ValueNotSendable: It is to be sent as it is, and cannot be; nothing has happened.
+            ValueNotSendable: It is to be sent as it is, or nobody waits until it is through, and it cannot be written;
+                nothing has happened.
             Overflow: Too many messages of the topic wait for one another; nothing has happened.
         """
         if plan is not None and plan.encodes:
             item.encoded()
-        passing.item = item
         topic = passing.topic
-        if plan is not None and plan.numbered:
-            passing.number = self.numbers[topic] = self.numbers.get(topic, 0) + 1
         line = self._lines.get(topic)
         at_work = topic in self._at_work
+        if not passing.awaited and (line is not None or at_work or (plan is not None and plan.lingers)):
+            # Whoever published it may change its values while it is on its way.
+            item = item.apart()
+        passing.item = item
+        if plan is not None and plan.numbered:
+            passing.number = self.numbers[topic] = self.numbers.get(topic, 0) + 1
         if line is not None or at_work or (plan is not None and plan.holds):
             if line is None:
                 line = self._lines[topic] = deque()

@@ -13,7 +13,7 @@ from raskid.model.errors import ValueNotSendable
 from raskid.model.ids import RequestId
 from raskid.model.operations import Operation
 from raskid.protocol.messages import Deliver, ReactionFailed, ReactionStopped, Watch
-from raskid.protocol.reactions import PULL
+from raskid.protocol.reactions import PULL, Reaction
 from tests.unit.core.publishers import (
     CONSUME,
     DELIVER,
@@ -127,6 +127,40 @@ def test_what_no_reader_gets_as_it_is_need_not_be_sendable() -> None:
     publisher = ready({"t": {5: react(code(), DELIVER)}})
     publisher.publish(value := object())
     assert publisher.jobs[0].calls == [((value,), {})]
+
+
+@pytest.mark.parametrize(
+    "reactions",
+    [
+        {5: react(code(), DELIVER)},
+        {5: react(code("late"), DELIVER)},
+        {5: react(Operation("explode"), DELIVER, place="helper")},
+        {5: react(group="g", choice="by_metric", metric=code())},
+    ],
+)
+def test_what_nobody_waits_for_is_not_changed_later(reactions: dict[int, Reaction]) -> None:
+    """1. Nobody waits, and the values are changed at once: code gets them as they were. 2. Where somebody waits, they
+    are not copied."""
+    publisher = ready({"t": reactions})
+    value = [1]
+    publisher.publish_unawaited(value)
+    seen = publisher.passing.item.values()[0][0]
+    assert seen == [1] and seen is not value
+    with pytest.raises(ValueNotSendable):
+        publisher.publish_unawaited(object())
+    publisher.messaging.check_invariants()
+    publisher.publish(value)
+    assert publisher.passing.item.values()[0][0] is value
+
+
+def test_what_stands_in_line_and_nobody_waits_for_is_not_changed_later() -> None:
+    publisher = ready({"t": {5: react(code(), CONSUME, priority=1), 6: react(Operation("choose", ("x",)), DELIVER)}})
+    publisher.publish(x=0)
+    publisher.publish_unawaited(x=(value := [1]))
+    value.append(2)
+    while publisher.jobs:
+        publisher.ran(None)
+    assert publisher.got == {6: [((), {"x": 0}), ((), {"x": [1]})]}
 
 
 # ── other topics ──

@@ -216,6 +216,24 @@ def test_nothing_of_a_reaction_runs_after_its_end(rig):
     assert seen == [0]
 
 
+def test_what_nobody_waits_for_may_be_changed_at_once(rig):
+    """Whether it is published without waiting, or by code."""
+    seen, value = [], [1]
+
+    def function(given, first=False):
+        seen.append(list(given))
+        if first:
+            rig.publish(value)
+            value.append(3)
+
+    rig.react(function=function)
+    assert rig.outgoing.publish("t", (value, True), {}, False, False)[1] is None
+    with pytest.raises(ValueNotSendable):
+        rig.outgoing.publish("t", (object(),), {}, False, False)
+    until(lambda: len(seen) == 2)
+    assert seen == [[1], [1]] and value == [1, 3]
+
+
 def test_the_end_lets_those_go_who_wait(rig):
     go = threading.Event()
     rig.react(function=lambda value: go.wait(5))
