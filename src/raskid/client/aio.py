@@ -156,7 +156,7 @@ class AsyncSession:
         """As `Session.react`; what installs the reaction is awaited: ``await rk.react(topic).map(f).forward("x")``."""
         return self.session.react(topic, *operations, **options)
 
-    async def link(self, source: Any, target: Any, *operations: Any, **options: Any) -> ReactionHandle:
+    async def link(self, source: Any, target: Any = None, *operations: Any, **options: Any) -> ReactionHandle:
         """As `Session.link`."""
         handle: ReactionHandle = await self.session.link(source, target, *operations, **options)
         return handle

@@ -12,13 +12,15 @@ from raskid.client.futures import Future
 from raskid.client.messages import Message, Subscription
 from raskid.client.reactions import SETTLE_S, Draft, Failure, Op, ReactionHandle, reaction_facts
 from raskid.client.topics import FOLLOW_S, Topics
-from raskid.client.waiting import Steps, take_steps
+from raskid.client.waiting import Steps, take_steps, take_steps_in
 from raskid.core.effects import Effect, ReactionReported
 from raskid.core.events import Subscribed
 from raskid.model.errors import RaskidError, RemoteProtocolError
 from raskid.model.ids import CodeId, RequestId
-from raskid.model.topics import REACTIONS, list_name
+from raskid.model.operations import FORWARD, Operation
+from raskid.model.topics import CELLS, REACTIONS, list_name
 from raskid.protocol.messages import ROLE_EXECUTE, Code, DeleteRecord, PutCode, ReactionFailed, ReactionStopped
+from raskid.protocol.reactions import BLOCK
 from raskid.services.outgoing import say_failure
 
 
@@ -174,16 +176,19 @@ class Reacting(Topics):
         return draft if action is None else draft.run()
 
     def link(
-        self, source: Any, target: Any, *operations: Any, permanent: bool = False, timeout: float = SETTLE_S
-    ) -> Any:
+        self, source: Any, target: Any = None, *operations: Any, cell: str | None = None, permanent: bool = False,
+        timeout: float = SETTLE_S,
+    ) -> Any:  # fmt: skip
         """Connect an output to an input: every value of `source` goes to `target` as well.
 
         Either may be anywhere, and may come later than the link. The values go straight from whoever has them to
-        whoever reads them. Where the target declares what it carries, what does not fit is kept back and reported here.
+        whoever reads them. What does not fit what the target's handle declares is kept back and reported here. A target
+        that is named, or declared later, is checked by its readers only, who leave out what does not fit.
 
         Args:
-            source: A channel or cell, or the name of a channel or topic.
-            target: The same.
+            source: A channel or cell, or the name of one, or of a topic.
+            target: A channel or cell, or the name of a channel or topic. A name does not stand for a cell: that is
+            cell: the name of a cell that is to be set, instead of a target: ``rk.link("celsius", cell="last")``.
             operations: Functions to apply on the way, as for `react`.
             permanent: It stays when this process goes.
             timeout: As for `react`.
@@ -192,9 +197,18 @@ class Reacting(Topics):
             A `ReactionHandle`; closing it takes the link away.
 
         Raises:
-            ValueError: It would connect something to itself, or what the two declare differs.
+            ValueError: It would connect something to itself, or what the two declare differs, or the target is the name
+                of a cell that has a value or a declaration.
         """
-        begin, end = _topic_of("source", source), _topic_of("target", target)
+        begin = _topic_of("source", source)
+        if cell is None:
+            end = _topic_of("target", target)
+        else:
+            end = check_name(cell)
+            if isinstance(target, str) or hasattr(target, "topic"):
+                raise TypeError(f"a link has one target: give either {target!r:.60} or cell={cell!r}")
+            # The first function stands where the target would.
+            operations = operations if target is None else (target, *operations)
         if begin == end:
             raise ValueError(f"a link from {begin!r} to itself would never end; name another target")
         if not operations:
@@ -210,10 +224,33 @@ class Reacting(Topics):
                     draft.map(operation)
                 else:
                     draft.add(operation)
+            if cell is not None:
+                return draft.set(cell)
+            if isinstance(target, str):
+                steps = self._link_to_name(draft, begin, end)
+                return take_steps_in(steps) if self.engine.serves_this_thread() else take_steps(steps)
             return draft.set(target) if hasattr(target, "address") else draft.forward(target)
         except BaseException:
             draft.forget()
             raise
+
+    def _link_to_name(self, draft: Draft, source: str, target: str) -> Steps[ReactionHandle]:
+        """Forward to a topic that is named, unless a cell is there, which that would not reach."""
+        name = list_name(CELLS, target)
+        try:
+            what = f"the hub did not say whether {target!r} is a cell"
+            reply = yield self.topics_nowait(name), FOLLOW_S, what
+            if any(it.name == name and it.records for it in reply.topics):
+                raise ValueError(
+                    f"there is a cell {target!r}, and a link to a name does not set it: "
+                    f"rk.link({source!r}, cell={target!r}) does. If the channel of that name is meant, give "
+                    f"rk.channel({target!r})"
+                )
+            draft.add(Operation(FORWARD, (target,), {}))
+        except BaseException:
+            draft.forget()
+            raise
+        return (yield from draft.installing(None, 1024, BLOCK, False, 0))
 
     def reactions(self, topic: str) -> list[dict[str, Any]]:
         """The reactions of a topic, in the order of its list: id, owner, operations, priority, class, value, whether it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import threading
 import time
 import warnings
@@ -74,6 +75,43 @@ def test_a_link_from_a_channel_to_a_cell_and_from_a_cell_to_a_channel(rk, other,
         assert last.get(5) == 6
         cell.set(5)
         assert last.get(5) == 10
+
+
+def test_a_link_sets_a_cell_that_is_named(rk, other, topic):
+    """Before there is one, and with a function on the way; its value is a cell's like any other."""
+    with rk.link(topic, cell=topic + "/a"), rk.link(topic, double, cell=topic + "/b"):
+        other.publish(topic, 3)
+        for name, value in (("/a", 3), ("/b", 6)):
+            assert rk.cell(topic + name).wait(timeout=5) == value
+            until(lambda name=name: other.cell(topic + name).get() is not None)
+    with pytest.raises(TypeError, match="a link has one target: give either 'b' or cell='c'"):
+        rk.link(topic, "b", cell="c")
+    with pytest.raises(TypeError, match="one target"):
+        rk.link(topic, rk.channel(topic + "/c"), cell="c")
+    with pytest.raises(ValueError, match="to itself"):
+        rk.link(topic, cell=topic)
+    with pytest.raises(TopicNameError):
+        rk.link(topic, cell="")
+
+
+@pytest.mark.parametrize("known", ["value", "declaration"])
+def test_a_name_that_is_a_cell_is_no_target(rk, other, topic, known):
+    name = f"{topic}/{known}"
+    cell = other.cell(name, type=int if known == "declaration" else None)
+    if known == "value":
+        cell.set(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match=re.escape(f"rk.link({topic!r}, cell={name!r}) does")):
+            rk.link(topic, name)
+        gc.collect()
+    assert rk.reactions(topic) == []
+    with rk.link(topic, rk.channel(name)), rk.subscribe(name) as messages:
+        other.publish(topic, 5)
+        assert messages.get(5).value == 5, "the channel of that name can be meant"
+    with rk.link(topic, cell=name):
+        other.publish(topic, 7)
+        assert cell.wait(lambda value: value == 7, 5) == 7
 
 
 def test_what_does_not_fit_is_refused_at_once_or_kept_back(rk, other, topic, capfd):
@@ -361,6 +399,19 @@ def test_what_fails_whose_owner_has_gone_is_said_at_the_publisher(head, other, t
 
 
 # ── asyncio ──
+
+
+def test_in_asyncio_a_cell_can_be_named_in_a_link(head, topic):
+    async def main():
+        async with asyncio.timeout(10), head.session() as rk:
+            cell = await rk.cell(topic + "/cell", type=int)
+            with pytest.raises(ValueError, match="a link to a name does not set it"):
+                await rk.link(topic, topic + "/cell")
+            async with await rk.link(topic, cell=topic + "/cell"), await rk.link(topic, topic + "/new"):
+                await rk.publish(topic, 4)
+                assert await cell.wait() == 4
+
+    asyncio.run(main())
 
 
 def test_in_asyncio_what_installs_is_awaited(head, topic):
