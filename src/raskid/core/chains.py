@@ -14,7 +14,7 @@ from raskid.core.keeping import Keeper
 from raskid.core.operations import check_operation, make_step
 from raskid.core.steps import Step
 from raskid.core.targets import OURS, Target
-from raskid.model.errors import RemoteProtocolError
+from raskid.model.errors import RemoteProtocolError, ValueNotSendable
 from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.operations import (
     CHECK,
@@ -43,6 +43,8 @@ FAILURES_MAX = 10
 HOPS_MAX = 16
 
 _STEPS = frozenset({FILTER, CHOOSE, CHECK, SAMPLE, REDUCE, GATHER})
+#: Operations behind which every message goes on as it is, unless it is refused.
+_PASSING_ALL = frozenset({CHECK, CONSUME, FORWARD, SET})
 #: An operation that stands for all that another peer is to run.
 HAND_ON = "hand on"
 
@@ -84,7 +86,8 @@ class Passing:
 
     __slots__ = (
         "again", "at", "awaited", "begun", "consumed", "done", "group", "guest", "holder", "hops", "id", "item",
-        "number", "parent", "pending", "publisher", "running", "told", "topic", "units", "waiting", "waits",
+        "number", "parent", "pending", "publisher", "publishing", "running", "told", "topic", "units",
+        "unsendable", "waiting", "waits",
     )  # fmt: skip
 
     def __init__(self, identifier: int, topic: str, item: Item, waits: bool) -> None:
@@ -115,6 +118,10 @@ class Passing:
         #: Somebody waits until it is through: there are no more of these than there are who wait, and until then
         #: nobody changes its values.
         self.awaited = True
+        #: Its publisher's call has not returned yet, and what has shown meanwhile that it cannot be sent as it is:
+        #: that is the publisher's error, and not one of the reaction.
+        self.publishing = False
+        self.unsendable: ValueNotSendable | None = None
         #: Whether the application hears that it is through.
         self.told = False
         self.parent: Passing | None = None
@@ -262,6 +269,17 @@ class Chain:
         return any(stage.op in (CODE, HAND_ON) for stage in self.stages)
 
     @property
+    def encodes(self) -> bool:
+        """Whether each message is needed as bytes, just as it was published, by something that surely gets it."""
+        for stage in self.stages:
+            if stage.op in (DELIVER, KEEP, HAND_ON):
+                return True
+            if stage.op not in _PASSING_ALL:
+                # What is left out, or looks otherwise from here on, need not be written.
+                return False
+        return False
+
+    @property
     def passes_on(self) -> bool:
         """Whether it does nothing but publish messages on another topic, as a link does."""
         return len(self.stages) == 1 and self.stages[0].op == FORWARD and not self.reaction.limit
@@ -327,8 +345,8 @@ def check_hops(topic: str, hops: int) -> None:
     """
     if hops > HOPS_MAX:
         raise RemoteProtocolError(
-            f"a message was passed on to {topic!r:.80} after {HOPS_MAX} other topics: links, forwards, or code that "
-            "publishes form a ring. Take one of them away, or let a filter end it"
+            f"a message was passed on to {topic!r:.80} after {HOPS_MAX} other topics: links or forwards form a ring, "
+            "or code publishes again what it is called for. Take one of them away, or let a filter end it"
         )
 
 
@@ -350,6 +368,6 @@ def result_item(value: Any) -> Item | None:
 
 
 __all__ = [
-    "CODE", "CONSUME", "DELIVER", "FAILURES_MAX", "FORWARD", "HAND_ON", "HOPS_MAX", "KEEP", "SET", "Chain", "Item",
-    "Passing", "PeerId", "Stage", "check_hops", "describe", "result_item", "runs_here",
+    "CHECK", "CODE", "CONSUME", "DELIVER", "FAILURES_MAX", "FORWARD", "HAND_ON", "HOPS_MAX", "KEEP", "SET", "Chain",
+    "Item", "Passing", "PeerId", "Stage", "check_hops", "describe", "result_item", "runs_here",
 ]  # fmt: skip

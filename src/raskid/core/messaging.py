@@ -243,14 +243,17 @@ class Messaging:
 
         Afterwards `passing.done` says whether all that it set off here is through. If not, `passing.told` may be set,
         and `Passed` will say so; until then the values must not be changed. `passing.waiting` names full subscriptions
-        with policy "block" in whose queues it stands. Call `collect` before writing.
+        with policy "block" in whose queues it stands. Call `collect` before writing. `passing.unsendable` is the
+        publisher's error, if only some reaction behind a filter wanted it as bytes: all others have it.
 
         Raises:
             ValueNotSendable: Some reader wants it as it is, or nobody waits (`passing.awaited`), and messages do not
                 carry it; nothing has happened.
         """
         effects: list[Effect] = []
+        passing.publishing = True
         self._publication.go(passing, Item(args, fields), self.complex.get(passing.topic), now, effects)
+        passing.publishing = False
         return effects
 
     def collect(self) -> list[Effect]:

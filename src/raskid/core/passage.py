@@ -14,6 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from raskid.core.chains import (
+    CHECK,
     CODE,
     CONSUME,
     DELIVER,
@@ -166,7 +167,13 @@ class Passage:
                 break
             except Exception as error:
                 # Values come from users, and have methods of their own: they may raise anything.
-                self.fail(chain, at, item, type(error).__name__, _text_of(error), effects)
+                if isinstance(error, ValueNotSendable) and self._is_publishers(item, passing, stages[at].op):
+                    assert passing is not None
+                    passing.unsendable = error
+                    break
+                # What is declared wrongly is the fault of those who publish it: others may be right.
+                suspends = stages[at].op != CHECK
+                self.fail(chain, at, item, type(error).__name__, _text_of(error), effects, suspends)
                 break
             at += 1
         else:
@@ -175,6 +182,14 @@ class Passage:
                     self._admit(chain, effects)
                 chain.failures = 0
         self._out.ended(chain, passing, finished, now, effects)
+
+    @staticmethod
+    def _is_publishers(item: Item, passing: Passing | None, op: str) -> bool:
+        """Whether it is its publisher who hears that a message cannot be sent: it is as it was published just now.
+
+        A cell may take less than a message, and that is the affair of the reaction.
+        """
+        return passing is not None and passing.publishing and item is passing.item and op != SET
 
     def _admit(self, chain: Chain, effects: list[Effect]) -> bool:
         """Count a message that has come through; False when the reaction's limit is reached."""

@@ -42,7 +42,7 @@ class Plan:
                 self.holds = self.holds or chain.holds
                 self.numbered = self.numbered or chain.numbered
                 self.lingers = self.lingers or chain.lingers
-                self.encodes = self.encodes or (bool(chain.stages) and chain.delivers and len(chain.stages) == 1)
+                self.encodes = self.encodes or chain.encodes
             if isinstance(unit, Group):
                 asks = unit.metric_of() is not None
                 self.holds = self.holds or asks

@@ -118,6 +118,7 @@ class Outgoing:
 
         Raises:
             RemoteProtocolError: Code publishes what it was called for, again and again.
+            ValueNotSendable: Messages do not carry it, and some reaction wants it as it is, or nobody waits.
         """
         hops = self.reactor.hops()
         if hops is None:
@@ -155,6 +156,9 @@ class Outgoing:
             waiter = self._waiters[passing.id] = Waiter(passing)
         if effects:
             self._driver.perform(effects)
+        if passing.unsendable is not None:
+            self._waiters.pop(passing.id, None)
+            raise passing.unsendable
         return passing.waiting, waiter
 
     def wait(self, waiter: Waiter, check_alive: Callable[[], None], step: Callable[[float], Any] | None = None) -> None:

@@ -112,6 +112,17 @@ def test_ten_failures_in_a_row_suspend_it_and_its_owner_wakes_it() -> None:
     assert sent(publisher.ran(error="E"), ReactionFailed)[0].failures == 1
 
 
+def test_what_is_not_as_declared_never_suspends_a_reaction() -> None:
+    """The owner is told of the first ones, and then ever less often; what is as declared goes through all the time."""
+    publisher = Publisher({"t": {5: react(Operation("check", (), {"type": "int"}), DELIVER)}})
+    assert sent(publisher.first, ReactionFailed) == []
+    reports = [it for _ in range(40) for it in sent(publisher.publish("no number"), ReactionFailed)]
+    assert [it.failures for it in reports] == [*range(1, 11), 16, 32]
+    assert not any(it.suspended for it in reports) and publisher.heard()
+    publisher.publish(1)
+    assert publisher.got == {5: [1]}
+
+
 def test_in_a_row_means_that_no_message_came_to_the_end_between() -> None:
     publisher = ready(t={5: react(code(), DELIVER)})
     reports = 0

@@ -14,6 +14,7 @@ from raskid.protocol.reactions import BLOCK, PULL
 from tests.unit.core.publishers import CONSUME, DELIVER, READER, code, react
 
 SAMPLE = Operation("sample", (), {"every": 2})
+CHECK = Operation("check", (), {"type": "int"})
 KEEP = Operation("keep", (), {"count": 1})
 LINK = Operation("forward", ("u",))
 
@@ -66,9 +67,15 @@ def test_a_class_is_one_unit_where_its_highest_member_stands() -> None:
 
 def test_what_a_plan_is() -> None:
     for members, facts in (
-        ([chain(1, CONSUME, code())], "consumes"),
-        ([chain(1, code(), CONSUME)], "consumes holds"),
-        ([chain(1, KEEP)], "numbered"),
+        ([chain(1, CONSUME, code())], "consumes lingers"),
+        ([chain(1, code(), CONSUME)], "consumes holds lingers"),
+        ([chain(1, KEEP)], "numbered encodes"),
+        ([chain(1, CHECK, LINK, CONSUME, KEEP)], "consumes numbered encodes"),
+        ([chain(1, Operation("filter", (["x", "has", True],)), DELIVER)], ""),
+        ([chain(1, Operation("gather", (), {"count": 2}), DELIVER)], ""),
+        ([chain(1, code(), DELIVER)], "lingers"),
+        ([chain(1, DELIVER, code())], "encodes lingers"),
+        ([chain(1, code(), place="helper")], "encodes lingers"),
         ([chain(1, numbered=True)], "numbered encodes"),
         ([chain(1, Operation("choose", ("x",)), DELIVER)], ""),
         ([chain(1, LINK)], "passes_on"),
@@ -76,7 +83,7 @@ def test_what_a_plan_is() -> None:
         ([chain(1, limit=3)], "encodes"),
     ):
         plan = plan_of(*members)
-        for name in ("consumes", "holds", "numbered", "encodes", "passes_on"):
+        for name in ("consumes", "holds", "lingers", "numbered", "encodes", "passes_on"):
             assert getattr(plan, name) is (name in facts.split()), (facts, name)
 
 

@@ -123,6 +123,34 @@ def test_what_cannot_be_sent_is_the_publishers_error_and_nothing_happens() -> No
     publisher.messaging.check_invariants()
 
 
+@pytest.mark.parametrize(
+    "operations",
+    [
+        (Operation("set", ("shared:c", "value")), DELIVER),
+        (CONSUME, Operation("keep", (), {"count": 1})),
+    ],
+)
+def test_what_a_chain_gets_as_it_is_has_to_be_sendable(operations: tuple[Operation, ...]) -> None:
+    publisher = ready({"t": {5: react(code(), priority=1), 6: react(*operations)}})
+    with pytest.raises(ValueNotSendable):
+        publisher.publish(object())
+    assert not publisher.jobs
+
+
+def test_what_only_a_filter_lets_through_need_not_be_sendable_before() -> None:
+    """1. A filter that leaves it out: nobody needs its bytes. 2. One that lets it pass: the publisher's error, and not
+    the owner's; other reactions have it."""
+    publisher = ready({"t": {5: react(Operation("filter", ([0, "==", 1],)), DELIVER), 6: react(code())}})
+    publisher.publish(object())
+    assert publisher.passing.unsendable is None and len(publisher.jobs) == 1
+    publisher = ready({"t": {5: react(Operation("filter", ([0, "!=", 1],)), DELIVER), 6: react(code())}})
+    effects = publisher.publish(object())
+    assert isinstance(publisher.passing.unsendable, ValueNotSendable) and len(publisher.jobs) == 1
+    assert sent(effects, ReactionFailed) == []
+    publisher.ran(None)
+    assert publisher.passing.done
+
+
 def test_what_no_reader_gets_as_it_is_need_not_be_sendable() -> None:
     publisher = ready({"t": {5: react(code(), DELIVER)}})
     publisher.publish(value := object())

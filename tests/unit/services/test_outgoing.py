@@ -265,12 +265,21 @@ def test_what_cannot_be_sent_is_raised_and_leaves_nothing_behind(rig):
     with pytest.raises(ValueError, match="made wrong"):
         rig.publish(wrong)
     assert rig.publish(1) == ([], None) and rig.sent() == [1]
-    assert rig.publish(object()) == ([], None) and rig.sent() == [1], "its owner hears of it"
+    with pytest.raises(ValueNotSendable):
+        rig.publish(object())
+    assert rig.sent() == [1]
     assert not rig.outgoing._waiters
     with pytest.raises(ValueNotSendable):
         from raskid.protocol.values import encode_message
 
         encode_message((object(),), {})
+
+
+def test_what_a_filter_lets_through_and_cannot_be_sent_is_raised(rig):
+    rig.react(Operation(FILTER, ([0, "!=", 1],)), Operation(DELIVER))
+    with pytest.raises(ValueNotSendable):
+        rig.publish(object())
+    assert rig.publish(2) == ([], None) and rig.sent() == [1] and not rig.outgoing._waiters
 
 
 def wrong():
