@@ -45,6 +45,8 @@ HOPS_MAX = 16
 _STEPS = frozenset({FILTER, CHOOSE, CHECK, SAMPLE, REDUCE, GATHER})
 #: Operations behind which every message goes on as it is, unless it is refused.
 _PASSING_ALL = frozenset({CHECK, CONSUME, FORWARD, SET})
+#: Operations that a host, which gets messages only later, cannot do for a publisher.
+_AT_PUBLISHER_ONLY = (CONSUME, KEEP)
 #: An operation that stands for all that another peer is to run.
 HAND_ON = "hand on"
 
@@ -201,7 +203,7 @@ class Chain:
         self.stalled: deque[tuple[int, Item, Passing | None, bool]] = deque()
         self.stalled_until = 0.0
         self.keeper: Keeper | None = None
-        codes = [at for at, stage in enumerate(self.stages) if stage.op in (CODE, HAND_ON)]
+        codes = [at for at, stage in enumerate(self.stages) if stage.op == CODE]
         consumes = [at for at, stage in enumerate(self.stages) if stage.op == CONSUME]
         #: Whether messages go to a lower priority is only known when code has run.
         self.holds = bool(codes and consumes and codes[0] < consumes[-1])
@@ -214,8 +216,7 @@ class Chain:
     def _build(self, hosted: bool) -> None:
         """Make the stages; what this process cannot run becomes one that hands on."""
         if self.reaction.place == AT_HELPER and not hosted:
-            self.hand_on = 0
-            self.stages.append(Stage(Operation(HAND_ON)))
+            self._hand_on(0)
             return
         for at, operation in enumerate(self.reaction.operations):
             if at < self.begin:
@@ -224,8 +225,7 @@ class Chain:
                 if hosted:
                     self.refused = f"{describe(operation)} can be run neither by its publisher nor by its owner"
                     return
-                self.hand_on = at
-                self.stages.append(Stage(Operation(HAND_ON)))
+                self._hand_on(at)
                 return
             try:
                 check_operation(operation)
@@ -241,6 +241,24 @@ class Chain:
                     check_operation(extra)
                 except (TypeError, ValueError) as error:
                     self.refused = str(error)
+
+    def _hand_on(self, at: int) -> None:
+        """All from one operation on is for a host, unless only a publisher can do it."""
+        operations = self.reaction.operations
+        lost = [repr(it.op) for it in operations[at:] if it.op in _AT_PUBLISHER_ONLY]
+        if self.reaction.ack:
+            lost.append("acknowledgement")
+        if lost:
+            why = "it is for a helper"
+            if self.reaction.place != AT_HELPER:
+                why = f"{describe(operations[at])} cannot be run by this publisher"
+            self.refused = (
+                f"{why}, so that the rest of the chain would be handed on, and {', '.join(lost)} can be done by a "
+                "publisher alone. Put it before what is handed on, or into a reaction of its own"
+            )
+            return
+        self.hand_on = at
+        self.stages.append(Stage(Operation(HAND_ON)))
 
     @property
     def has_code(self) -> bool:

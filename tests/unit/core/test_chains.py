@@ -105,6 +105,31 @@ def test_what_is_not_known_here_is_handed_on(operation: Operation) -> None:
     assert "neither by its publisher nor by its owner" in hosted.refused and describe(operation) in hosted.refused
 
 
+@pytest.mark.parametrize("unknown", [Operation("explode"), Operation("code", ("f", "python", "2.7"))])
+@pytest.mark.parametrize(
+    ("behind", "more", "lost"),
+    [((CONSUME,), {}, "'consume'"), ((DELIVER, KEEP), {}, "'keep'"), ((DELIVER,), {"ack": True}, "acknowledgement")],
+)
+def test_what_a_host_cannot_do_for_a_publisher_is_refused(
+    unknown: Operation, behind: tuple[Operation, ...], more: dict[str, Any], lost: str
+) -> None:
+    """Nobody hosts it, no message is lost in it, and its owner is told once."""
+    it = chain(unknown, *behind, **more)
+    assert f"and {lost} can be done by a publisher alone" in it.refused and describe(unknown) in it.refused
+    assert not it.active and not it.holds
+    helped = chain(*behind, place="helper", **more)
+    assert lost in helped.refused and "it is for a helper" in helped.refused
+    publisher = Publisher({"t": {5: react(unknown, *behind, **more)}})
+    (failure,) = sent(publisher.first, ReactionFailed)
+    assert (failure.error, failure.step) == ("ValueError", -1) and not publisher.heard()
+
+
+def test_what_comes_before_what_is_handed_on_is_done_here() -> None:
+    it = chain(CONSUME, KEEP, Operation("explode"), DELIVER)
+    assert not it.refused and it.consumes and it.keeper is not None and it.hand_on == 2
+    assert not chain(Operation("explode"), CONSUME, begin=1).refused, "at its host"
+
+
 def test_a_helper_runs_it_all() -> None:
     it = chain(DELIVER, place="helper", cleanup=code())
     assert [stage.op for stage in it.stages] == [HAND_ON] and it.cleanup is None and it.codes() == []
