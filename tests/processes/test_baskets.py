@@ -153,6 +153,14 @@ def test_what_tasks_publish_is_kept_over_the_ends_of_their_runners(rk, basket):
         assert take(subscription, len(found)) == [message.value for message in found]
 
 
+def test_what_tasks_publish_for_a_basket_outlives_their_runner(rk, basket):
+    """The runner keeps it, and ends without handing over: the basket has it already."""
+    assert rk.started_system
+    with rk.react("tasks").keep(count=100, basket="main"):
+        os.kill(rk.submit(publish_some, 0, 20).result(10), signal.SIGKILL)
+        wait_for(has(basket, 20, "tasks"))
+
+
 def test_a_basket_that_crashes_is_there_again_and_empty(rk, basket):
     basket.keep("series")
     rk.publish("series", 1)

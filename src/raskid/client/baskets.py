@@ -91,7 +91,8 @@ class BasketHandle:
         """Keep the messages of a topic from now on, or change its limits; beyond them the oldest go, and are counted.
 
         Returns when every present publisher has acknowledged it; the result names those that did not in time. What
-        publishers keep themselves (`Draft.keep`) comes into the basket as well.
+        publishers keep themselves (`Draft.keep`) comes into the basket as well. ``rk.react(topic).keep(basket=...)``
+        does the same for a topic that the basket does not keep yet.
 
         Args:
             topic: The topic's name.
@@ -417,6 +418,15 @@ class BasketSubscription(Subscription):
             self._session.engine.call_soon(self._read_on)
         if message._credit > 0:
             super()._through(message)
+
+
+def keep_new(
+    session: Session, name: str, topic: str, count: int | None, seconds: float | None, size: int | None, settle_s: float
+) -> Steps[None]:
+    """Have a basket keep a topic from now on, unless it does already: what somebody has asked of it stays."""
+    handle = yield from BasketHandle(session, _check_basket(name), False)._starting()
+    limit_s = settle_s + 2 * ANSWER_S
+    yield from handle._asking("keep", topic, count, seconds, size or BYTES, settle_s, True, timeout=limit_s)
 
 
 def handing_over(session: Session, kept: Sequence[tuple[str, str, list[tuple[int, bytes, float]]]]) -> Steps[None]:

@@ -479,10 +479,34 @@ class Draft:
             count: How many.
             seconds: How long.
             bytes: How many bytes of them at most; default 64 MiB.
-            basket: The name of a basket that gets them when their publisher leaves.
+            basket: The name of a basket that gets them when their publisher leaves. If the whole topic is kept, with
+                no other operation, `limit` or class, the basket keeps it itself from now on, with these limits for all
+                publishers together, unless it does already. So it has also the messages of those who do not get to
+                leave, such as the runners of tasks, and goes on when this reaction is removed.
         """
         given = (("count", count), ("seconds", seconds), ("bytes", bytes), ("basket", basket or None))
-        return self._add(KEEP, (), {key: value for key, value in given if value is not None}).install()
+        whole = not self._ops and not self._limit and not self._group
+        self._add(KEEP, (), {key: value for key, value in given if value is not None})
+        if not basket or not whole:
+            return self.install()
+        steps = self._keeping_too(basket, count, seconds, bytes)
+        return take_steps_in(steps) if self._in_loop else take_steps(steps)
+
+    def _keeping_too(
+        self, basket: str, count: int | None, seconds: float | None, size: int | None
+    ) -> Steps[ReactionHandle]:  # fmt: skip
+        """Have a basket keep the topic, and then install the reaction."""
+        from raskid.client.baskets import keep_new
+
+        session: Any = self._session
+        try:
+            # What is wrong with it is said before the basket is told.
+            self._reaction(1024, BLOCK, False, 0)
+            yield from keep_new(session, basket, self._topic, count, seconds, size, self._timeout)
+        except BaseException:
+            self.forget()
+            raise
+        return (yield from self.installing(None, 1024, BLOCK, False, 0))
 
     def run(self) -> Any:
         """Nothing more is to be done with what comes out. Installs the reaction."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from raskid.client.extensions import Extensions
@@ -18,7 +19,10 @@ class Session(Reacting, Flows, Requests, Extensions):
 
     Attributes:
         url: What another process gives to `raskid.connect` to reach the same system.
+        started_system: Whether the system ends with this session.
     """
+
+    started_system = False
 
     def __enter__(self) -> Session:
         return self
@@ -41,14 +45,18 @@ class Session(Reacting, Flows, Requests, Extensions):
     def close(self) -> None:
         """Leave the system; one that this session started ends as well.
 
-        What this process keeps for a basket (`Draft.keep`) is handed over, and what was sent is written first, for 2 s
-        at most, to those who are there to take it. Callbacks that are due still run, for 2 s at most.
+        What this process keeps for a basket (`Draft.keep`) is handed over, unless the basket ends with this session,
+        and what was sent is written first, for 2 s at most, to those who are there to take it. Callbacks that are due
+        still run, for 2 s at most.
         """
         try:
-            if (kept := self._kept()) and not self.engine.serves_this_thread():
-                from raskid.client.baskets import handing_over
+            if kept := self._kept():
+                if self.engine.serves_this_thread():
+                    _say_not_handed_over(kept)
+                else:
+                    from raskid.client.baskets import handing_over
 
-                take_steps(handing_over(self, kept))
+                    take_steps(handing_over(self, kept))
         finally:
             super().close()
 
@@ -65,7 +73,7 @@ class Session(Reacting, Flows, Requests, Extensions):
     def _kept(self) -> list[tuple[str, str, list[tuple[int, bytes, float]]]]:
         """What is kept here for baskets, as long as they can be told."""
         engine = self.engine
-        if engine.failure is not None or engine.closing or self._closing:
+        if engine.failure is not None or engine.closing or self._closing or self.started_system:
             return []
         with engine.lock:
             return self._messaging.kept(self.driver.clock())
@@ -80,3 +88,13 @@ class Session(Reacting, Flows, Requests, Extensions):
     def __repr__(self) -> str:
         state = "closed" if self.engine.closing else "open"
         return f"<raskid.Session {self.peer.identity.peer} at {self.url or self.head}: {state}>"
+
+
+def _say_not_handed_over(kept: list[tuple[str, str, list[tuple[int, bytes, float]]]]) -> None:
+    """The event loop that would have to hand it over is the one that waits."""
+    for topic, basket, messages in kept:
+        print(
+            f"raskid: {len(messages)} messages on {topic!r} that were kept for the basket {basket!r} are not handed "
+            "over to it: close() in an event loop cannot wait for that. Leave with `await rk.close()`, or `async with`",
+            file=sys.stderr,
+        )

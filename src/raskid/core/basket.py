@@ -447,7 +447,7 @@ class Basket:
     def _shelf(self, topic: str) -> _Shelf:
         shelf = self._shelves.get(topic)
         if shelf is None:
-            raise NotKept(f"this basket does not keep {topic!r:.300}; have it keep that topic first")
+            raise NotKept(f"this basket does not keep {topic!r:.300}; basket.keep(topic) has it keep it from then on")
         return shelf
 
     def check_invariants(self) -> None:

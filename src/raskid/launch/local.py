@@ -341,11 +341,13 @@ def start(runners: int, role: str, timeout: float, manager: str = "") -> Session
             from raskid.protocol.tokens import derive
 
         file = await_head(handle, token, timeout)
-        return Session(
+        session = Session(
             file.address, derive(token, ROLE_EXECUTE, role), role, str(handle.directory), url_of(name),
             max(0.1, deadline - time.monotonic()), on_close=handle.stop, on_fork=handle.abandon,
             head_text=handle.error_text,
         )  # fmt: skip
+        session.started_system = True
+        return session
     except BaseException as error:
         handle.stop(kill=True)
         text = handle.error_text()

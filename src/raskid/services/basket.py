@@ -166,12 +166,13 @@ class BasketService:
 
     def keep(
         self, topic: str, count: int | None = None, seconds: float | None = None, size: int | None = BYTES,
-        settle_s: float = ANSWER_S,
+        settle_s: float = ANSWER_S, only_new: bool = False,
     ) -> list[str]:  # fmt: skip
-        """Keep a topic, or change its limits; answers when its publishers have acknowledged, with those that have
-        not."""
+        """Keep a topic, or change its limits unless `only_new`; answers when its publishers have acknowledged, with
+        those that have not."""
         with self._lock:
-            self._basket.keep(topic, self._now(), count=count, seconds=seconds, size=size)
+            if not (only_new and self._basket.keeps(topic)):
+                self._basket.keep(topic, self._now(), count=count, seconds=seconds, size=size)
             settled = self._follow(topic, settle_s)
         if seconds is not None:
             self._wake.set()

@@ -292,17 +292,87 @@ def test_a_hand_over_in_asyncio_and_in_parts(head, kept, monkeypatch):
     assert values(kept.handle.messages("b/parts")) == list(range(30))
 
 
-def test_a_hand_over_that_fails_is_told_and_holds_up_nobody(head, monkeypatch, capsys):
+def test_what_is_kept_for_a_basket_comes_there_whatever_happens_to_its_publisher(head, kept, rk, monkeypatch):
+    """1. A session has a topic kept for a basket. 2. Another publishes, and the basket has it while that still lives.
+    3. It hands over when it leaves; nothing is there twice. 4. Without the reaction the basket goes on."""
+    monkeypatch.setattr(BasketHandle, "_starting", _there)
+    with rk.react("b/now").keep(count=10, seconds=1000, basket=kept.handle.name):
+        facts = kept.handle.info()["b/now"]
+        assert (facts["count_max"], facts["seconds_max"], facts["bytes_max"]) == (10, 1000.0, service_module.BYTES)
+        with head.session() as publisher:
+            for number in range(5):
+                publisher.publish("b/now", number)
+            until(kept.has("b/now", 5))
+        assert values(kept.handle.messages("b/now")) == list(range(5))
+    rk.publish("b/now", "later")
+    until(kept.has("b/now", 6))
+
+
+def test_what_somebody_asked_of_a_basket_stays(kept, rk, monkeypatch):
+    monkeypatch.setattr(BasketHandle, "_starting", _there)
+    kept.handle.keep("b/stays", bytes=5000)
+    rk.react("b/stays").keep(count=1, basket=kept.handle.name).close()
+    facts = kept.handle.info()["b/stays"]
+    assert facts["bytes_max"] == 5000 and facts["count_max"] > 1
+
+
+@pytest.mark.parametrize("part", ["filtered", "limited", "of a class"])
+def test_what_is_not_the_whole_topic_is_only_handed_over(head, kept, monkeypatch, part):
+    monkeypatch.setattr(BasketHandle, "_starting", _there)
+    options = {"filtered": {}, "limited": {"limit": 3}, "of a class": {"one_of": "c"}}[part]
+    with head.session() as session:
+        draft = session.react(f"b/{part}", **options)
+        (draft.filter((0, "<", 3)) if part == "filtered" else draft).keep(count=10, basket=kept.handle.name)
+        assert kept.handle.info() == {}
+        for number in range(3):
+            session.publish(f"b/{part}", number)
+    assert values(kept.handle.messages(f"b/{part}")) == [0, 1, 2]
+
+
+def test_one_that_cannot_be_installed_has_no_basket_keep_anything(kept, rk, monkeypatch):
+    monkeypatch.setattr(BasketHandle, "_starting", _there)
+    with pytest.raises(ValueError, match="for reactions at the publisher"):
+        rk.react("b/helper", place="helper").keep(count=10, basket=kept.handle.name)
+    assert kept.handle.info() == {}
+
+
+def test_a_close_in_an_event_loop_says_what_it_does_not_hand_over(head, kept, monkeypatch, capsys):
+    monkeypatch.setattr(BasketHandle, "_starting", _there)
+
+    async def main():
+        async with head.session() as rk:
+            await rk.react("b/loop").keep(count=10, basket=kept.handle.name)
+            await rk.publish("b/loop", 1)
+            rk.session.close()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+    errors = capsys.readouterr().err
+    assert "1 messages on 'b/loop'" in errors and "await rk.close()" in errors
+
+
+def test_a_session_with_which_the_basket_ends_hands_over_nothing(head, kept, monkeypatch):
+    monkeypatch.setattr(BasketHandle, "_starting", _there)
+    asked = []
+    with head.session() as session:
+        session.started_system = True
+        session.react("b/ends").keep(count=10, basket=kept.handle.name)
+        session.publish("b/ends", 1)
+        monkeypatch.setattr(baskets_module, "handing_over", lambda *args: asked.append(args))
+    assert asked == []
+
+
+def test_a_hand_over_that_fails_is_told_and_holds_up_nobody(head, kept, monkeypatch, capsys):
     def fails(handle):
         raise WaitTimeout("the basket sleeps")
         yield
 
-    monkeypatch.setattr(BasketHandle, "_starting", fails)
+    monkeypatch.setattr(BasketHandle, "_starting", _there)
     session = head.session()
-    session.react("b/fails").keep(seconds=60, basket="nowhere")
+    session.react("b/fails").keep(seconds=60, basket=kept.handle.name)
     session.publish("b/fails", 1)
+    monkeypatch.setattr(BasketHandle, "_starting", fails)
     session.close()
-    assert "the basket 'nowhere' did not get all 1 messages on 'b/fails'" in capsys.readouterr().err
+    assert f"the basket {kept.handle.name!r} did not get all 1 messages on 'b/fails'" in capsys.readouterr().err
     with pytest.raises(SessionClosed):
         session.publish("b/fails", 2)
 

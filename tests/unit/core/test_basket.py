@@ -157,7 +157,7 @@ def test_bad_topics() -> None:
         lambda: kept.drop("unknown"),
         lambda: kept.take_over("unknown", "p", [(1, b"", 0.0)], 0.0),
     ):
-        with pytest.raises(NotKept, match="does not keep 'unknown'; have it keep"):
+        with pytest.raises(NotKept, match=r"does not keep 'unknown'; basket\.keep\(topic\) has it keep"):
             ask()
 
 
