@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
@@ -21,6 +22,12 @@ _Call = tuple[tuple[Any, ...], Callable[..., None]]
 
 def _nothing(*args: Any) -> None:
     return
+
+
+def say(text: str) -> None:
+    """Print what a user has to know of. From under the session's lock this is called by `Engine.call_soon`: whoever
+    reads the standard error may be slow."""
+    print(text, file=sys.stderr)
 
 
 class Callback:

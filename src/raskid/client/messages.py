@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,13 +14,14 @@ from raskid.client.callbacks import Callback
 from raskid.client.checks import check_limit, check_seconds
 from raskid.client.futures import Future
 from raskid.client.loops import running_loop
-from raskid.client.waiting import result_in, result_of
+from raskid.client.waiting import Steps, result_in, result_of, take_steps, take_steps_in
 from raskid.core.effects import Arrived
 from raskid.core.events import Unsubscribed
 from raskid.model.errors import SessionClosed, WaitTimeout, WrongThread
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.topics import REACTIONS, list_name
-from raskid.protocol.messages import DeleteRecord
+from raskid.protocol.messages import DeleteRecord, PutRecord
+from raskid.protocol.reactions import Reaction, encode_reaction
 from raskid.protocol.values import decode_body
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: How much longer than it was asked to the hub may take to answer.
 ANSWER_S = 5.0
+#: How long a change waits for publishers to acknowledge it.
+SETTLE_S = 5.0
 
 
 class Message(msgspec.Struct, eq=False):
@@ -42,6 +44,9 @@ class Message(msgspec.Struct, eq=False):
         dropped: How many messages of that publisher the subscription's policy left out just before this one.
         number: Its number among those of its publisher and topic, from 1; 0 where numbers were not asked for.
         again: Whether another member of the class has had it already, and may have done what it asks for.
+
+    One that is to be acknowledged (see `Subscription`) can be used with ``with``: it is done at the end of the block.
+    Where the block raises it is not, even if its reader goes on; it is another member's when this one goes.
     """
 
     topic: str
@@ -56,6 +61,9 @@ class Message(msgspec.Struct, eq=False):
     again: bool = False
     #: Who sent it, where that is not its publisher.
     _sender: PeerId | None = None
+    #: Where it is to be acknowledged: the subscription, and whether only `done` does that.
+    _subscription: Any = None
+    _by_hand: bool = False
 
     def _open(self) -> None:
         if self._body is not None:
@@ -102,8 +110,47 @@ class Message(msgspec.Struct, eq=False):
             known = f"its fields are {', '.join(map(repr, fields))}" if fields else "it has no fields"
             raise KeyError(f"a message on {self.topic!r} has no field {name!r:.60}; {known}") from None
 
+    def done(self) -> None:
+        """Where messages are acknowledged: its reader is through with it. Otherwise, and a second time, nothing."""
+        if self._subscription is not None:
+            self._subscription.acknowledge(self.publisher, self.number)
+
+    def __enter__(self) -> Message:
+        self._by_hand = True
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not error or error[0] is None:
+            self.done()
+
     def __repr__(self) -> str:
         return f"<raskid.Message {self.topic!r} args={self.args!r} fields={self.fields!r}>"
+
+
+class Reader:
+    """One reader of a subscription whose messages are acknowledged: a loop, or the calls on the subscription itself."""
+
+    __slots__ = ("_subscription", "before")
+
+    def __init__(self, subscription: Subscription) -> None:
+        self._subscription = subscription
+        #: What it took last, with which it is through when it wants the next.
+        self.before: Message | None = None
+
+    def __iter__(self) -> Iterator[Message]:
+        return self
+
+    def __next__(self) -> Message:
+        message = self._subscription.take(None, self)
+        if message is None:
+            raise StopIteration
+        return message
+
+    def __aiter__(self) -> AsyncIterator[Message]:
+        return self
+
+    async def __anext__(self) -> Message:
+        return await self._subscription.take_in(self)
 
 
 class Subscription:
@@ -112,12 +159,19 @@ class Subscription:
     Several threads, or several coroutines, may read one subscription: each message goes to one of them. Leave it with
     `close`, or ``with``; in asyncio with ``await subscription.aclose()``, or ``async with``.
 
+    Where messages are acknowledged (``ack=True``), one of them is done when `Message.done` says so, or its ``with``
+    block ends, or its callback has returned, or its reader wants the next one. Each ``for`` and ``async for`` is a
+    reader of its own; calls on the subscription itself (`get`, ``next``, ``anext``) are one reader all together,
+    whichever thread or task makes them. So several readers have a loop each. What is not done when the subscription
+    is closed, the last message of each reader too, is for another member of the class.
+
     Attributes:
         topic: The topic's name.
         capacity: How many messages of one publisher may wait here.
         silent: Publishers that did not acknowledge the subscription in time; they may still follow.
         dropped: How many messages were left out so far, by the policy.
         closed: Whether nothing more will come.
+        by_hand: Set before reading: only `Message.done` and `acknowledge` say that a message is done.
     """
 
     def __init__(
@@ -129,6 +183,7 @@ class Subscription:
         callback: Callable[[Message], Any] | None,
         pulls: bool = False,
         acks: bool = False,
+        shares: bool = False,
     ) -> None:
         self._session = session
         self.id = identifier
@@ -139,15 +194,19 @@ class Subscription:
         self.closed = False
         #: The reaction that it comes from, where its owner has a handle on that.
         self.handle: Any = None
+        #: What the topic's list has of it, where there is no handle.
+        self.reaction: Reaction | None = None
         #: Messages come only when somebody asks for them: from these publishers, and of them these were asked.
         self._pulls = pulls
         self._publishers: dict[PeerId, None] = {}
         self._asked: set[PeerId] = set()
         self._wanted = False
-        #: Messages are to be acknowledged: those that are being handled, by the thread or coroutine that has them.
+        #: Messages are to be acknowledged: those that readers and the callback have, by publisher and number. The
+        #: session's lock guards it.
         self._acks = acks
-        self._held: dict[Any, Message] = {}
-        #: Only `acknowledge` says that a reader is through with a message; those that it has are held by their names.
+        self._held: dict[tuple[str, int], Message] = {}
+        #: Whoever reads by calls on this object.
+        self._reader = Reader(self)
         self.by_hand = False
         #: Told of introductions, if somebody wants to know from which number on messages come.
         self.on_introduced: Callable[[PeerId, int], None] | None = None
@@ -155,9 +214,10 @@ class Subscription:
         self._orphaned = False
         self._callback = Callback(session.engine, callback) if callback is not None else None
         #: How many messages of each publisher came since the last one that carries credit. A publisher hears of what
-        #: was taken in batches; until then its credit only looks smaller than it is.
+        #: was taken in batches; until then its credit only looks smaller than it is. Of one that shares messages with
+        #: others it hears at once: it may go by how many each has before it.
         self._uncredited: dict[PeerId, int] = {}
-        self._batch = max(1, capacity // 2)
+        self._batch = 1 if shares else max(1, capacity // 2)
         #: The session's lock guards what is added; taking one message off is atomic by itself.
         self._messages: deque[Message] = deque()
         #: The session's lock guards it.
@@ -180,6 +240,8 @@ class Subscription:
         if not (self._acks or self._pulls):
             self._count_credit(messages, publisher)
         if self._callback is not None:
+            if self._acks:
+                self._held.update(((message.publisher, message.number), message) for message in messages)
             self._callback.call_each([(message,) for message in messages], self._through)
             return
         self._messages.extend(messages)
@@ -201,6 +263,8 @@ class Subscription:
             if at < len(numbers):
                 message.number = numbers[at]
             message.again = arrived.again
+            if self._acks:
+                message._subscription = self
             if arrived.on_behalf:
                 message.publisher, message._sender = arrived.on_behalf, sender
         self._asked.discard(sender)
@@ -251,10 +315,13 @@ class Subscription:
             self.closed = True
             session.subscriptions.pop(self.id, None)
             if self._acks:
-                # Nobody here has begun with them: other members of the class have them now.
+                # What is not done is for other members of the class.
                 self._messages.clear()
+                self._held.clear()
             while self._waiters:
                 self._wake_one()
+        if self.handle is not None:
+            self.handle.ended()
         session.engine.tell(Unsubscribed(self.id))
         # Other threads may be waiting for a message of it.
         session.engine.rouse()
@@ -287,45 +354,44 @@ class Subscription:
 
     def _through(self, message: Message) -> None:
         """A reader has taken a message, or a callback is through with it."""
-        if self._acks and message.number:
-            self._session.handled(self, message._sender or message.publisher, message.number)
+        if self._acks:
+            if not message._by_hand:
+                self.acknowledge(message.publisher, message.number)
         elif message._credit:
             self._session.took(self, message._sender or message.publisher, message._credit)
 
-    def _hold(self, message: Message | None) -> None:
-        """A reader takes a message that is to be acknowledged: it is through with the one before."""
-        key: Any = _reader()
-        if self.by_hand and message is not None:
-            key = (message.publisher, message.number)
-        with self._session.engine.lock:
-            before = self._held.pop(key, None)
-            if message is not None:
-                self._held[key] = message
-        if before is not None:
-            self._through(before)
-
-    def done(self) -> None:
-        """Where messages are acknowledged: the reader on this thread, or in this coroutine, is through with the one
-        that it took last. Otherwise it is when it takes the next."""
-        self._hold(None)
-
     def acknowledge(self, publisher: str, number: int) -> bool:
-        """Where messages are acknowledged by hand: whoever has this one is through with it. False: nobody has it."""
+        """Where messages are acknowledged: whoever has this one is through with it. False: nobody has it."""
         with self._session.engine.lock:
             message = self._held.pop((publisher, number), None)
         if message is None:
             return False
-        self._through(message)
+        self._session.handled(self, message._sender or message.publisher, message.number)
         return True
 
-    def _pop(self) -> Message | None:
+    def _finish(self, reader: Reader) -> None:
+        """A reader wants the next message: it is through with the one before."""
+        before, reader.before = reader.before, None
+        if before is not None:
+            self._through(before)
+
+    def _pop_for(self, reader: Reader) -> Message:
+        """The next message that is to be acknowledged."""
+        # Under the lock no other call of the same reader comes in between.
+        with self._session.engine.lock:
+            self._finish(reader)
+            message = self._messages.popleft()
+            self._held[message.publisher, message.number] = message
+            if not self.by_hand:
+                reader.before = message
+        return message
+
+    def _pop(self, reader: Reader) -> Message | None:
         """The next message, if one is here."""
         messages = self._messages
         try:
             if self._acks:
-                message = messages.popleft()
-                self._hold(message)
-                return message
+                return self._pop_for(reader)
             if messages[0]._credit:
                 return self._pop_credited()
             message = messages.popleft()
@@ -349,12 +415,12 @@ class Subscription:
     # ── by the user ──
 
     def __iter__(self) -> Iterator[Message]:
-        return self
+        return Reader(self) if self._acks else self
 
     def __next__(self) -> Message:
-        message = self._pop() if self._callback is None else None
+        message = self._pop(self._reader) if self._callback is None else None
         if message is None:
-            message = self._next(None)
+            message = self.take(None, self._reader)
         if message is None:
             raise StopIteration
         return message
@@ -369,23 +435,22 @@ class Subscription:
             WaitTimeout: Nothing came within `timeout` seconds.
             SessionClosed: The session has ended, and with it the subscription. (A loop over the subscription ends.)
         """
-        message = self._next(check_limit("timeout", timeout))
+        message = self.take(check_limit("timeout", timeout), self._reader)
         if message is None and self._orphaned:
             raise SessionClosed(f"no more messages on {self.topic!r}: {self._session.engine.failure}")
         return message
 
-    def _next(self, timeout: float | None) -> Message | None:
+    def take(self, timeout: float | None, reader: Reader) -> Message | None:
+        """As `get`, for one of several readers; None at the end of the session, too."""
         if self._callback is not None:
             raise TypeError(f"the messages on {self.topic!r} go to a callback; subscribe without one to read them")
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (message := self._pop()) is None:
-            if self._acks and self._held:
-                self._hold(None)
+        while (message := self._pop(reader)) is None:
             if self._pulls:
                 self._ask_all()
             if self.closed:
                 # One that came just before the end is still to be taken.
-                return self._pop()
+                return self._pop(reader)
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 if not self._session.engine.wait(self._look, left):
@@ -396,17 +461,20 @@ class Subscription:
         return message
 
     def __aiter__(self) -> AsyncIterator[Message]:
-        return self
+        return Reader(self) if self._acks else self
 
     async def __anext__(self) -> Message:
+        message = self._pop(self._reader) if self._callback is None else None
+        return message if message is not None else await self.take_in(self._reader)
+
+    async def take_in(self, reader: Reader) -> Message:
+        """The next message for one of several readers, in asyncio; StopAsyncIteration at the end."""
         import asyncio
 
         if self._callback is not None:
             raise TypeError(f"the messages on {self.topic!r} go to a callback; subscribe without one to read them")
         lock = self._session.engine.lock
-        while (message := self._pop()) is None:
-            if self._acks and self._held:
-                self._hold(None)
+        while (message := self._pop(reader)) is None:
             if self._pulls:
                 self._ask_all()
             with lock:
@@ -428,6 +496,40 @@ class Subscription:
                 raise
         return message
 
+    # ── what it says of itself ──
+
+    def _valuing(self, value: Any) -> Steps[None]:
+        if self.handle is not None:
+            yield from self.handle.setting_value(value)
+            return
+        if self.reaction is None or self.closed:
+            why = "was closed" if self.closed else "says nothing of itself"
+            raise ValueError(f"the subscription to {self.topic!r} {why}, so that it has no value to set")
+        session = self._session
+        reaction = msgspec.structs.replace(self.reaction, value=value)
+        record = encode_reaction(reaction)
+        with session.engine.lock:
+            self.reaction = reaction
+            put = session.ask(
+                PutRecord(session.request_id(), list_name(REACTIONS, self.topic), str(self.id), record, False, SETTLE_S)
+            )
+        yield put, SETTLE_S + ANSWER_S, f"the hub did not confirm the value of a subscription to {self.topic!r}"
+
+    def set_value(self, value: Any) -> None:
+        """Say something else of itself: what `value` of `subscribe` said. In a class whose choice is "by_value", or a
+        function's, messages published after this returns go by it.
+
+        Raises:
+            ValueNotSendable: It is of a kind that messages do not carry.
+            ValueError: The subscription was closed.
+            WaitTimeout: The hub did not answer.
+        """
+        take_steps(self._valuing(value))
+
+    async def aset_value(self, value: Any) -> None:
+        """As `set_value`, for asyncio."""
+        await take_steps_in(self._valuing(value))
+
     # ── the end ──
 
     def close_nowait(self, timeout: float = 5.0) -> Future:
@@ -437,14 +539,11 @@ class Subscription:
         request = DeleteRecord(
             session.request_id(), list_name(REACTIONS, self.topic), str(self.id), check_seconds("timeout", timeout)
         )
-        return session.ask(request)
-
-    def _release_held(self) -> None:
-        """Before the end: what its readers took, and have been through with, is theirs."""
-        with self._session.engine.lock:
-            held, self._held = [] if self.by_hand else list(self._held.values()), {}
-        for message in held:
-            self._through(message)
+        with session.engine.lock:
+            if self.handle is not None:
+                # Its reaction goes with it, and is not to be put again.
+                self.handle.closing = True
+            return session.ask(request)
 
     def _what(self) -> str:
         return f"the hub did not confirm the end of a subscription to {self.topic!r}"
@@ -468,7 +567,6 @@ class Subscription:
                 f"close() of a subscription to {self.topic!r} would block the event loop that serves it; use "
                 "`await subscription.aclose()`, or `async with`"
             )
-        self._release_held()
         try:
             result_of(self.close_nowait(timeout), timeout + ANSWER_S, self._what())
         finally:
@@ -479,7 +577,6 @@ class Subscription:
         timeout = check_seconds("timeout", timeout)
         if self.closed:
             return
-        self._release_held()
         try:
             await result_in(self.close_nowait(timeout), timeout + ANSWER_S, self._what())
         finally:
@@ -489,34 +586,15 @@ class Subscription:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._after(error)
         self.close()
 
     async def __aenter__(self) -> Subscription:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._after(error)
         await self.aclose()
-
-    def _after(self, error: tuple[object, ...]) -> None:
-        if error and error[0] is not None:
-            # What was being handled was not done: it is for another member.
-            with self._session.engine.lock:
-                self._held.clear()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else "open"
         waiting = "called back" if self._callback is not None else f"{len(self._messages)} waiting"
         return f"<raskid.Subscription to {self.topic!r}: {state}, {waiting}, {self.dropped} dropped>"
-
-
-def _reader() -> Any:
-    """Who takes messages here: this coroutine's task, or this thread."""
-    if running_loop() is not None:
-        import asyncio
-
-        task = asyncio.current_task()
-        if task is not None:
-            return task
-    return threading.get_ident()

@@ -7,13 +7,13 @@ asynchronous ones in `raskid.client.aio`, are these and a wait.
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from raskid.client.callbacks import say
 from raskid.client.checks import (
     check_callable,
     check_count,
@@ -154,7 +154,7 @@ class Topics(Connection):
                 announced.fail_with(error)
             else:
                 # Callbacks published on it, which could not wait for this.
-                print(f"raskid: messages on {topic!r} were left out: {effect.text}", file=sys.stderr)
+                self.engine.call_soon(say, f"raskid: messages on {topic!r} were left out: {effect.text}")
 
     def _on_plan_ready(self, effect: PlanReady) -> None:
         announced = self._announced.pop(effect.topic, None)
@@ -409,8 +409,9 @@ class Topics(Connection):
             one_of: A class of subscriptions; one of them gets each message,
             choose_by: chosen "round_robin", by "random", "least_loaded", or the least "by_value".
             ack: With `one_of`: a message that its reader is not through with when that goes is for another. A reader
-                is through with a message when its callback has returned, or when it takes the next.
-            value: What this subscription says of itself, a number where the choice goes by it.
+                is through with a message when its callback has returned, when it wants the next one, or when it calls
+                the message's `done`; see `Subscription`.
+            value: What this subscription says of itself, a number where the choice goes by it; `set_value` changes it.
 
         Raises:
             TypeError, ValueError: An argument cannot be used; the text says which and why.
@@ -457,7 +458,8 @@ class Topics(Connection):
             history=check_count("history", history, -1, CAPACITY_MAX), value=value,
         )  # fmt: skip
         record = encode_reaction(reaction)
-        subscription = Subscription(self, identifier, topic, capacity, callback, pull, ack)
+        subscription = Subscription(self, identifier, topic, capacity, callback, pull, ack, bool(one_of))
+        subscription.reaction = reaction
         with engine.lock:
             self.still_alive()
             self.subscriptions[identifier] = subscription

@@ -8,7 +8,7 @@ import pytest
 
 from raskid.client.messages import Message, Subscription
 from raskid.core.effects import Arrived
-from raskid.model.errors import SessionClosed, WaitTimeout, WrongThread
+from raskid.model.errors import SessionClosed, ValueNotSendable, WaitTimeout, WrongThread
 from raskid.model.ids import PeerId, RequestId
 from raskid.protocol.messages import DeleteRecord
 from raskid.protocol.values import encode_body
@@ -251,7 +251,7 @@ def test_a_reader_gives_credit_as_it_goes_along():
     subscription.arrived(Arrived(RequestId(1), PeerId("p"), "t", bodies[:6], 2))
     subscription.arrived(Arrived(RequestId(1), PeerId("p"), "t", bodies[6:], 0))
     told = []
-    while (message := subscription._pop()) is not None:
+    while (message := subscription._pop(subscription._reader)) is not None:
         told.append((message.value, message.dropped, sum(given)))
     assert told == [(n, 2 if n == 0 else 0, (n + 1) // 4 * 4) for n in range(11)]
     assert subscription.dropped == 2
@@ -433,19 +433,139 @@ def test_a_member_that_goes_leaves_what_it_has_not_done_to_another(head, rk, oth
         ]  # fmt: skip
 
 
-def test_a_member_that_closes_is_through_with_what_it_took(rk, other):
+def test_a_member_that_closes_leaves_what_it_has_not_said_to_be_done(rk, other):
+    """1. A member has three messages: it says that one is done, is done with one at the end of a block, and just has
+    the third. 2. It goes: only the third is another's. 3. It is too late then, and what is done is so once."""
     first = rk.subscribe("class/2", one_of="c", ack=True)
+    first.by_hand = True
     for number in range(3):
         other.publish("class/2", number)
-    assert first.get(5).value == 0
-    first.done()
-    assert first.get(5).value == 1
+    zero, one, two = (first.get(5) for _ in range(3))
+    zero.done()
+    zero.done()
+    with one:
+        pass
     first.close()
+    two.done()
     with rk.subscribe("class/2", one_of="c", ack=True) as second:
-        assert second.get(5).value == 2
-        second.done()
+        again = second.get(5)
+        assert (again.value, again.again) == (2, True)
+        again.done()
         with pytest.raises(WaitTimeout):
             second.get(0.02)
+
+
+def open_numbers(publisher, topic):
+    (group,) = publisher._messaging._groups[topic].values()
+    return sorted(group.open)
+
+
+@pytest.mark.parametrize("how", ["wait_for", "tasks", "get in threads"])
+def test_whoever_takes_the_next_message_is_through_with_the_one_before(rk, other, how):
+    """1. Each message of a subscription with room for one is taken in a task, or thread, of its own. 2. None of them
+    holds the next one back."""
+    seen = []
+
+    async def read():
+        for _ in range(4):
+            if how == "tasks":
+                async with asyncio.timeout(5):
+                    seen.append((await asyncio.create_task(anext(messages))).value)
+            else:
+                seen.append((await asyncio.wait_for(anext(messages), 5)).value)
+
+    def read_in_threads():
+        for _ in range(4):
+            thread = threading.Thread(target=lambda: seen.append(messages.get(5).value))
+            thread.start()
+            thread.join()
+
+    with rk.subscribe("any task", one_of="c", ack=True, capacity=1) as messages:
+        sender = threading.Thread(target=lambda: [other.publish("any task", number) for number in range(4)])
+        sender.start()
+        read_in_threads() if how == "get in threads" else asyncio.run(read())
+        sender.join()
+        assert seen == [0, 1, 2, 3]
+        until(lambda: open_numbers(other, "any task") == [4])
+
+
+def test_each_loop_is_a_reader_of_its_own(rk, other):
+    """1. Two loops take messages of one subscription in turn. 2. One of them goes on: what the other is at is open
+    still. 3. So it is when the subscription is closed: both messages in hand are another's."""
+    messages = rk.subscribe("loops", one_of="c", ack=True)
+    for number in range(4):
+        other.publish("loops", number)
+    one, two = iter(messages), iter(messages)
+    assert [next(it).number for it in (one, two, two)] == [1, 2, 3]
+    until(lambda: open_numbers(other, "loops") == [1, 3, 4])
+
+    async def read():
+        async for message in messages:
+            return message.number
+
+    assert asyncio.run(read()) == 4
+    assert open_numbers(other, "loops") == [1, 3, 4]
+    with rk.subscribe("loops", one_of="c", ack=True) as second:
+        messages.close()
+        again = iter(second)
+        assert [next(again).number for _ in range(3)] == [1, 3, 4]
+        assert list(one) == []
+
+
+def test_a_block_that_raises_leaves_its_message_to_another(rk, other):
+    """1. A block around a message raises, and its reader goes on: only what came after is done. 2. It goes."""
+    messages = rk.subscribe("blocks", one_of="c", ack=True)
+    for number in range(3):
+        other.publish("blocks", number)
+    with pytest.raises(ZeroDivisionError), messages.get(5):
+        raise ZeroDivisionError
+    with messages.get(5):
+        pass
+    assert messages.get(5).value == 2
+    until(lambda: open_numbers(other, "blocks") == [1, 3])
+    with rk.subscribe("blocks", one_of="c", ack=True) as second:
+        messages.close()
+        assert [second.get(5).number for _ in range(2)] == [1, 3]
+
+
+def test_done_of_a_message_that_is_not_acknowledged_is_nothing(rk):
+    with rk.subscribe("not acknowledged") as messages:
+        rk.publish("not acknowledged", 1)
+        with messages.get(5) as message:
+            message.done()
+        assert message.value == 1 and iter(messages) is messages
+
+
+def test_a_member_of_a_class_says_at_once_that_it_has_room(rk, other):
+    """A publisher may go by the load of each member: one message that was taken is no load any more."""
+    with rk.subscribe("load", one_of="c", choose_by="least_loaded") as messages:
+        other.publish("load", 1)
+        (group,) = other._messaging._groups["load"].values()
+        (member,) = group.members
+        assert member.load == 1
+        messages.get(5)
+        until(lambda: member.load == 0)
+
+
+def test_a_value_is_changed(rk, other):
+    """1. Of two members the one of the lesser value gets messages. 2. It says that it has a greater one. 3. What cannot
+    be sent changes nothing; nor does one that is closed."""
+    first = rk.subscribe("valued", one_of="c", choose_by="by_value", value=1)
+    with rk.subscribe("valued", one_of="c", choose_by="by_value", value=2) as second:
+        other.publish("valued", "a")
+        first.set_value(3)
+        other.publish("valued", "b")
+        assert (first.get(5).value, second.get(5).value) == ("a", "b")
+        asyncio.run(second.aset_value(4))
+        other.publish("valued", "c")
+        assert first.get(5).value == "c"
+        with pytest.raises(ValueNotSendable, match="object"):
+            first.set_value(object())
+        assert [it["value"] for it in rk.reactions("valued")] == [3, 4]
+        first.close()
+        with pytest.raises(ValueError, match="to 'valued' was closed"):
+            first.set_value(5)
+        assert [it["value"] for it in rk.reactions("valued")] == [4]
 
 
 def test_a_callback_acknowledges_when_it_has_returned(rk, other):
