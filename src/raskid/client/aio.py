@@ -165,6 +165,10 @@ class AsyncSession:
         """As `Session.reactions`."""
         return await take_steps_in(self.session.listing_reactions(topic))
 
+    async def reaction(self, topic: str, identifier: int | str) -> ReactionHandle:
+        """As `Session.reaction`; its calls are `asuspend`, `aresume` and `aclose`."""
+        return await take_steps_in(self.session.finding_reaction(topic, identifier))
+
     async def shared(self, name: str) -> AsyncSharedDict:
         """As `Session.shared`."""
         name = check_name(name)

@@ -15,12 +15,12 @@ from raskid.client.topics import FOLLOW_S, Topics
 from raskid.client.waiting import Steps, take_steps, take_steps_in
 from raskid.core.effects import Effect, ReactionReported
 from raskid.core.events import Subscribed
-from raskid.model.errors import RaskidError, RemoteProtocolError
+from raskid.model.errors import NotAllowed, RaskidError, RemoteProtocolError
 from raskid.model.ids import CodeId, RequestId
 from raskid.model.operations import FORWARD, Operation
 from raskid.model.topics import CELLS, REACTIONS, list_name
-from raskid.protocol.messages import ROLE_EXECUTE, Code, DeleteRecord, PutCode, ReactionFailed, ReactionStopped
-from raskid.protocol.reactions import BLOCK
+from raskid.protocol.messages import ROLE_EXECUTE, Code, DeleteRecord, PutCode, ReactionFailed, ReactionStopped, Record
+from raskid.protocol.reactions import BLOCK, decode_reaction
 from raskid.services.outgoing import say_failure
 
 
@@ -43,7 +43,7 @@ class Reacting(Topics):
             if handle is not None:
                 handle.on_failed(effect.peer, message)
             elif not effect.peer:
-                say_failure(message)
+                self.engine.call_soon(say_failure, message)
         elif isinstance(message, ReactionStopped) and handle is not None:
             handle.on_stopped(effect.peer, message)
 
@@ -51,7 +51,7 @@ class Reacting(Topics):
         super()._fail(error)
         with self.engine.lock:
             for handle in list(self.reaction_handles.values()):
-                handle.closed = True
+                handle.closing = handle.closed = True
             self.reaction_handles.clear()
 
     def is_used(self) -> bool:
@@ -97,7 +97,9 @@ class Reacting(Topics):
             self.still_alive()
             self.reaction_handles[handle.id] = handle
             if handle.delivers:
-                subscription = Subscription(self, handle.id, handle.topic, capacity, callback, acks=handle.acks)
+                subscription = Subscription(
+                    self, handle.id, handle.topic, capacity, callback, acks=handle.acks, shares=handle.shares
+                )
                 handle.subscription = self.subscriptions[handle.id] = subscription
                 subscription.handle = handle
                 self.driver.handle(Subscribed(handle.id, capacity))
@@ -162,15 +164,7 @@ class Reacting(Topics):
             place=place, seconds=seconds, cleanup=cleanup, permanent=permanent, on_error=on_error, timeout=timeout,
             in_loop=self.engine.serves_this_thread(),
         )  # fmt: skip
-        try:
-            for operation in (*operations, *(() if action is None else (action,))):
-                if callable(operation) and not isinstance(operation, Op):
-                    draft.map(operation)
-                else:
-                    draft.add(operation)
-        except BaseException:
-            draft.forget()
-            raise
+        draft.add_all((*operations, *(() if action is None else (action,))))
         if done is not None:
             return draft.done(done)
         return draft if action is None else draft.run()
@@ -213,26 +207,50 @@ class Reacting(Topics):
             raise ValueError(f"a link from {begin!r} to itself would never end; name another target")
         if not operations:
             check_fits(source, target)
-        draft = Draft(
-            self, begin, priority=0, value=None, limit=0, one_of="", choose_by=None, ack=False, place="publisher",
-            seconds=10.0, cleanup=None, permanent=permanent, on_error=None, timeout=timeout,
-            in_loop=self.engine.serves_this_thread(),
-        )  # fmt: skip
-        try:
-            for operation in operations:
-                if callable(operation) and not isinstance(operation, Op):
-                    draft.map(operation)
-                else:
-                    draft.add(operation)
-            if cell is not None:
-                return draft.set(cell)
-            if isinstance(target, str):
-                steps = self._link_to_name(draft, begin, end)
-                return take_steps_in(steps) if self.engine.serves_this_thread() else take_steps(steps)
-            return draft.set(target) if hasattr(target, "address") else draft.forward(target)
-        except BaseException:
-            draft.forget()
-            raise
+        draft = self.react(begin, *operations, permanent=permanent, timeout=timeout)
+        if cell is not None:
+            return draft.set(cell)
+        if isinstance(target, str):
+            steps = self._link_to_name(draft, begin, end)
+            return take_steps_in(steps) if self.engine.serves_this_thread() else take_steps(steps)
+        return draft.set(target) if hasattr(target, "address") else draft.forward(target)
+
+    def reaction(self, topic: str, identifier: int | str) -> ReactionHandle:
+        """A permanent reaction, whoever has installed it, to be suspended, resumed and removed with.
+
+        Failures of it are told to whoever installed it, if that is still there.
+
+        Args:
+            topic: The topic's name.
+            identifier: The reaction's "id", as `reactions` has it.
+
+        Raises:
+            LookupError: The topic has no such reaction.
+            NotAllowed: It is not permanent, and somebody else's.
+        """
+        return take_steps(self.finding_reaction(topic, identifier))
+
+    def finding_reaction(self, topic: str, identifier: int | str) -> Steps[ReactionHandle]:
+        """The steps of `reaction`."""
+        topic, name = check_name(topic), str(identifier)
+        records = yield from self._listing_records(topic)
+        found = next((record for record in records if record.record == name), None)
+        if found is None:
+            raise LookupError(
+                f"there is no reaction {name!r:.60} on {topic!r}; rk.reactions({topic!r}) gives their ids"
+            )
+        number = RequestId(int(name)) if name.isascii() and name.isdigit() else RequestId(-1)
+        own = self.reaction_handles.get(number)
+        if own is not None:
+            return own
+        if found.owner:
+            raise NotAllowed(
+                f"the reaction {name} on {topic!r} is not permanent: it belongs to {found.owner!r}, with which it "
+                "goes, and which alone can change it"
+            )
+        if str(number) != name:
+            raise LookupError(f"the record {name!r:.60} on {topic!r} is no reaction: the id of one is a number")
+        return ReactionHandle(self, number, topic, decode_reaction(found.value), True, (), None, found=True)
 
     def _link_to_name(self, draft: Draft, source: str, target: str) -> Steps[ReactionHandle]:
         """Forward to a topic that is named, unless a cell is there, which that would not reach."""
@@ -259,14 +277,7 @@ class Reacting(Topics):
 
     def listing_reactions(self, topic: str) -> Steps[list[dict[str, Any]]]:
         """The steps of `reactions`."""
-        name = list_name(REACTIONS, check_name(topic))
-        future = self.follow_nowait(name)
-        try:
-            yield future, FOLLOW_S, f"the hub did not send the reactions of {topic!r}"
-            with self.engine.lock:
-                records = list(self.replica(name).records.values())
-        finally:
-            self.unfollow(name, future)
+        records = yield from self._listing_records(check_name(topic))
         found = []
         for record in records:
             try:
@@ -274,6 +285,16 @@ class Reacting(Topics):
             except RemoteProtocolError as error:
                 found.append({"id": record.record, "owner": record.owner, "operations": f"unreadable: {error}"})
         return found
+
+    def _listing_records(self, topic: str) -> Steps[list[Record]]:
+        name = list_name(REACTIONS, topic)
+        future = self.follow_nowait(name)
+        try:
+            yield future, FOLLOW_S, f"the hub did not send the reactions of {topic!r}"
+            with self.engine.lock:
+                return list(self.replica(name).records.values())
+        finally:
+            self.unfollow(name, future)
 
 
 def _topic_of(what: str, end: Any) -> str:

@@ -7,13 +7,15 @@ and is put to the head once.
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from raskid.client.callbacks import Callback
+import msgspec
+
+from raskid.client.callbacks import Callback, say
 from raskid.client.checks import (
     check_callable,
     check_count,
@@ -47,7 +49,7 @@ from raskid.model.operations import (
     Operation,
 )
 from raskid.model.topics import CELLS, REACTIONS, check_topic, list_name
-from raskid.protocol.messages import Code, DeleteRecord, PutRecord, ReactionFailed, ReactionStopped
+from raskid.protocol.messages import ROLE_EXECUTE, Code, DeleteRecord, PutRecord, ReactionFailed, ReactionStopped
 from raskid.protocol.reactions import (
     AT_HELPER,
     AT_PUBLISHER,
@@ -74,6 +76,12 @@ SETTLE_S = 5.0
 FAILURES_KEPT = 10
 GROUP_CHARS_MAX = 255
 LIMIT_MAX = 1 << 53
+#: The calls of a draft.
+CALLS = (
+    "filter", "choose", "check", "map", "sample", "reduce", "gather", "consume", "forward", "set", "keep", "run",
+    "done", "deliver",
+)  # fmt: skip
+FILTER_FORM = '.filter("a", ">", 3), .filter(("a", ">", 3), ("b", "<", 2)) or .filter(kind="mesh")'
 
 
 class Op:
@@ -130,12 +138,13 @@ class ReactionHandle:
         suspended: Why nothing happens at present; empty while it is at work.
         stopped: Publishers at which its limit is reached, with how many messages each let through.
         subscription: What it delivers here, if it does.
+        closing: Whether it is being removed, or was: nothing puts it into the topic's list again.
         closed: Whether it was removed.
     """
 
     def __init__(
         self, session: Reacting, identifier: RequestId, topic: str, reaction: Reaction, permanent: bool,
-        functions: Sequence[Op], on_error: Callable[[Failure], Any] | None,
+        functions: Sequence[Op], on_error: Callable[[Failure], Any] | None, *, found: bool = False,
     ) -> None:  # fmt: skip
         self._session = session
         self.id = identifier
@@ -149,9 +158,12 @@ class ReactionHandle:
         self.silent: tuple[str, ...] = ()
         self.failures = 0
         self.last_failures: deque[Failure] = deque(maxlen=FAILURES_KEPT)
-        self.suspended = ""
+        self.suspended = reaction.suspended
+        #: It was installed by somebody else, or by a session that is over.
+        self._found = found
         self.stopped: dict[str, int] = {}
         self.subscription: Subscription | None = None
+        self.closing = False
         self.closed = False
 
     @property
@@ -163,6 +175,11 @@ class ReactionHandle:
     def acks(self) -> bool:
         """Whether these have to be acknowledged."""
         return self._reaction.ack
+
+    @property
+    def shares(self) -> bool:
+        """Whether others of a class get messages, too."""
+        return bool(self._reaction.group)
 
     @property
     def has_callback(self) -> bool:
@@ -181,7 +198,7 @@ class ReactionHandle:
                 message = None
             else:
                 message = Message(self.topic, publisher, 0, None, 0, args, fields)  # type: ignore[arg-type]
-        suspends = report.suspended and not self.suspended and not self.closed
+        suspends = report.suspended and not self.suspended and not self.closing
         failure = Failure(
             report.where or publisher, report.step, report.error, report.text, message, report.failures, suspends
         )  # fmt: skip
@@ -192,14 +209,14 @@ class ReactionHandle:
         elif (report.error, report.text) != self._printed:
             # Further ones of the same kind would only fill the screen; the count is in `failures`.
             self._printed = (report.error, report.text)
-            print(describe_failure(self.topic, self.operations, failure), file=sys.stderr)
+            self._session.engine.call_soon(say, describe_failure(self.topic, self.operations, failure))
         if suspends:
             self.suspended = f"it failed {report.failures} times at {failure.publisher}, last with {failure.error}"
             if self._on_error is None:
-                print(
+                self._session.engine.call_soon(
+                    say,
                     f"raskid: the reaction on {self.topic!r} is suspended: {self.suspended}. Mend what failed and call "
                     "its resume(), or close it",
-                    file=sys.stderr,
                 )
             self._put_state()
 
@@ -208,10 +225,8 @@ class ReactionHandle:
         self.stopped[publisher] = report.passed
 
     def _put_state(self) -> Future:
-        """Write it into the topic's list again, suspended or not."""
+        """Under the lock: write it into the topic's list again, suspended or not."""
         session = self._session
-        import msgspec
-
         reaction = msgspec.structs.replace(self._reaction, suspended=self.suspended)
         return session.ask_quietly(
             PutRecord(
@@ -222,12 +237,36 @@ class ReactionHandle:
 
     # ── by the user ──
 
-    def _state(self, suspended: str) -> Steps[None]:
-        if self.closed:
+    def _check_open(self) -> None:
+        if self.closing or self.closed:
             raise ValueError(f"the reaction on {self.topic!r} was closed")
-        self.suspended = suspended
-        what = f"the hub did not confirm a change of the reaction on {self.topic!r}"
-        yield self._put_state(), SETTLE_S + ANSWER_S, what
+
+    def _state(self, suspended: str) -> Steps[None]:
+        session = self._session
+        if self._found and (self._reaction.cleanup or self._reaction.metric or _has_code(self.operations)):
+            # Publishers run no code of a record that somebody of a lower role has put.
+            session.require(ROLE_EXECUTE, "a change of a reaction with code")
+        with session.engine.lock:
+            self._check_open()
+            self.suspended = suspended
+            put = self._put_state()
+        yield put, SETTLE_S + ANSWER_S, f"the hub did not confirm a change of the reaction on {self.topic!r}"
+
+    def _resuming(self) -> Steps[None]:
+        if self._found and not self.suspended:
+            # With its owner gone, each publisher at which it failed has suspended it by itself: the list says nothing
+            # of that, and what is put as it is changes nothing.
+            yield from self._state("to be resumed")
+        yield from self._state("")
+
+    def setting_value(self, value: Any) -> Steps[None]:
+        """The steps of `set_value`."""
+        reaction = msgspec.structs.replace(self._reaction, value=value)
+        encode_reaction(reaction)
+        with self._session.engine.lock:
+            self._check_open()
+            self._reaction = reaction
+        yield from self._state(self.suspended)
 
     def suspend(self, why: str = "by its owner") -> None:
         """Let nothing of it happen until `resume`; returns when every present publisher has acknowledged that."""
@@ -235,7 +274,18 @@ class ReactionHandle:
 
     def resume(self) -> None:
         """Let it happen again."""
-        take_steps(self._state(""))
+        take_steps(self._resuming())
+
+    def set_value(self, value: Any) -> None:
+        """Say something else of itself: what `value` of `react` said. In a class whose choice goes by it, messages
+        published after this returns do.
+
+        Raises:
+            ValueNotSendable: It is of a kind that messages do not carry.
+            ValueError: The reaction was closed.
+            WaitTimeout: The hub did not answer.
+        """
+        take_steps(self.setting_value(value))
 
     async def asuspend(self, why: str = "by its owner") -> None:
         """As `suspend`, for asyncio."""
@@ -243,28 +293,31 @@ class ReactionHandle:
 
     async def aresume(self) -> None:
         """As `resume`, for asyncio."""
-        await take_steps_in(self._state(""))
+        await take_steps_in(self._resuming())
+
+    async def aset_value(self, value: Any) -> None:
+        """As `set_value`, for asyncio."""
+        await take_steps_in(self.setting_value(value))
 
     def _closing(self, timeout: float) -> Steps[None]:
         seconds = check_seconds("timeout", timeout)
         if self.closed:
             return
         session = self._session
+        request = DeleteRecord(session.request_id(), list_name(REACTIONS, self.topic), str(self.id), seconds)
         try:
-            yield (
-                session.ask(
-                    DeleteRecord(session.request_id(), list_name(REACTIONS, self.topic), str(self.id), seconds)
-                ),
-                seconds + ANSWER_S,
-                f"the hub did not confirm the end of a reaction on {self.topic!r}",
-            )
+            with session.engine.lock:
+                # Together: nothing is put behind the end.
+                self.closing = True
+                deleted = session.ask(request)
+            yield deleted, seconds + ANSWER_S, f"the hub did not confirm the end of a reaction on {self.topic!r}"
         finally:
             self.ended()
 
     def ended(self) -> None:
         """It was removed, or did not come about."""
-        self.closed = True
         with self._session.engine.lock:
+            self.closing = self.closed = True
             self._session.reaction_handles.pop(self.id, None)
         if self.subscription is not None:
             self.subscription.ended()
@@ -289,9 +342,36 @@ class ReactionHandle:
     async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
+    def __getattr__(self, name: str) -> Any:
+        if name in CALLS:
+            raise AttributeError(
+                f"the reaction on {self.topic!r} is installed: {shown(self.operations)}; so .{name}() cannot follow. "
+                "The calls .forward(), .set(), .keep(), .run(), .done() and .deliver() install a reaction, and stand "
+                f"last. For both, install a second one with rk.react({self.topic!r})"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"suspended ({self.suspended})" if self.suspended else "at work"
         return f"<raskid.ReactionHandle on {self.topic!r}: {shown(self.operations)}, {state}>"
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _forgets(call: Callable[Concatenate[Draft, P], T]) -> Callable[Concatenate[Draft, P], T]:
+    """A call of a draft after whose error nobody need be warned that nothing was installed."""
+
+    @wraps(call)
+    def wrapper(draft: Draft, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return call(draft, *args, **kwargs)
+        except BaseException:
+            draft.forget()
+            raise
+
+    return wrapper
 
 
 class Draft:
@@ -329,8 +409,9 @@ class Draft:
             raise ValueError("ack and choose_by are for a class of reactions; name it with one_of=")
         if self._ack and self._place == AT_HELPER:
             raise ValueError("a reaction with ack=True runs at the publisher: the helper cannot acknowledge for it")
-        #: Only now: one whose arguments cannot be used is nobody's to install.
         self._installed = False
+        #: Only now: one whose arguments cannot be used is nobody's to install.
+        self._missed = True
 
     def _read_choice(self, choose_by: Any) -> tuple[str, Operation | None]:
         if choose_by is None:
@@ -356,6 +437,7 @@ class Draft:
     def _add(self, op: str, args: tuple[Any, ...] = (), fields: dict[str, Any] | None = None) -> Draft:
         return self.add(Operation(op, args, fields or {}))
 
+    @_forgets
     def add(self, operation: Operation | Op) -> Draft:
         """Add an operation as data, or one of `Session.op`.
 
@@ -366,7 +448,10 @@ class Draft:
         if isinstance(operation, Op):
             operation = self._code("operation", operation).operation
         if not isinstance(operation, Operation):
-            raise TypeError(f"an operation comes from rk.op(function, ...), got {operation!r:.60}")
+            raise TypeError(
+                f"an operation is a function, or comes from rk.op(function, ...), got {operation!r:.60}. All others "
+                f"are calls, as in rk.react({self._topic!r}).filter(...).forward(...): {', '.join(CALLS)}"
+            )
         if len(self._ops) >= OPERATIONS_MAX - 1:
             raise ValueError(f"a reaction has at most {OPERATIONS_MAX} operations")
         check_operation(operation)
@@ -375,9 +460,19 @@ class Draft:
         self._ops.append(operation)
         return self
 
+    @_forgets
+    def add_all(self, operations: Sequence[Any]) -> Draft:
+        """Add what `Session.react` is given: functions, what `Session.op` gives, operations as data."""
+        for operation in operations:
+            if callable(operation) and not isinstance(operation, Op):
+                self.map(operation)
+            else:
+                self.add(operation)
+        return self
+
     def forget(self) -> None:
-        """It is not to be installed, and nobody need be warned of that."""
-        self._installed = True
+        """Nobody need be warned when it is not installed."""
+        self._missed = False
 
     def _still_open(self) -> None:
         if self._installed:
@@ -385,6 +480,7 @@ class Draft:
 
     # ── what becomes of a message ──
 
+    @_forgets
     def filter(self, *conditions: Any, **equal: Any) -> Draft:
         """Let only messages pass for which all conditions hold.
 
@@ -393,21 +489,31 @@ class Draft:
                 operators are == != < <= > >= in, not in, has; a whole number stands for a positional value.
             equal: Fields with the values that they must have.
         """
+        self._still_open()
         if len(conditions) == 3 and isinstance(conditions[1], str) and not isinstance(conditions[0], list | tuple):
             conditions = (conditions,)
         given = tuple(list(each) if isinstance(each, list | tuple) else each for each in conditions)
-        return self._add(FILTER, given, equal)
+        operation = Operation(FILTER, given, equal)
+        try:
+            check_operation(operation)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{error}. The form is {FILTER_FORM}") from None
+        return self.add(operation)
 
+    @_forgets
     def choose(self, *names: str, positional: bool = False) -> Draft:
         """Go on with these fields only, in this order; with the positional values too if `positional`."""
         return self._add(CHOOSE, names, {"positional": True} if positional else {})
 
+    @_forgets
     def check(self, type: Any = None, min: Any = None, max: Any = None, shape: Any = None, name: Any = None) -> Draft:
         """Fail for a message whose value (or field `name`) is not of this type, in this range, of this shape."""
         kind = type.__name__ if isinstance(type, builtin_type) else type
         fields = {"type": "array" if kind == "ndarray" else kind, "min": min, "max": max, "shape": shape, "name": name}
         return self._add(CHECK, (), {key: value for key, value in fields.items() if value is not None})
 
+    @_forgets
     def map(self, function: Any, *args: Any, **kwargs: Any) -> Draft:
         """Call `function(*values, *args, **fields, **kwargs)` with each message, which its result takes the place of.
 
@@ -417,10 +523,12 @@ class Draft:
         self._still_open()
         return self.add(self._code("function", function, args, kwargs).operation)
 
+    @_forgets
     def sample(self, every: int | None = None, rate: float | None = None) -> Draft:
         """Let pass the first and then every so-manieth message, or at most `rate` in a second."""
         return self._add(SAMPLE, (), {k: v for k, v in (("every", every), ("rate", rate)) if v is not None})
 
+    @_forgets
     def reduce(
         self, how: Any = "mean", name: Any = None, *, count: int | None = None, seconds: float | None = None
     ) -> Draft:
@@ -429,16 +537,19 @@ class Draft:
         given = (("how", how), ("name", name), ("count", count), ("seconds", seconds))
         return self._add(REDUCE, (), {key: value for key, value in given if value is not None})
 
+    @_forgets
     def gather(self, count: int | None = None, seconds: float | None = None) -> Draft:
         """Collect messages into one that holds a list of theirs."""
         return self._add(GATHER, (), {k: v for k, v in (("count", count), ("seconds", seconds)) if v is not None})
 
+    @_forgets
     def consume(self) -> Draft:
         """Keep the message from the reactions that come after this one."""
         return self._add(CONSUME)
 
     # ── where it goes: adds an operation, and installs ──
 
+    @_forgets
     def forward(self, topic: Any) -> Any:
         """Publish what comes out on another topic, or into a channel. Installs the reaction.
 
@@ -453,6 +564,7 @@ class Draft:
         check = check_of(end)
         return self if check is None else self.add(check)
 
+    @_forgets
     def set(self, cell: Any, permanent: bool | None = None) -> Any:
         """Set a cell (a handle, or the name of one) to what comes out. Installs the reaction.
 
@@ -470,6 +582,7 @@ class Draft:
         stays = check_flag("permanent", permanent) if permanent is not None else stays
         return self._check_for(cell)._add(SET, tuple(address), {"permanent": stays}).install()
 
+    @_forgets
     def keep(
         self, count: int | None = None, seconds: float | None = None, *, bytes: int | None = None, basket: str = ""
     ) -> Any:
@@ -512,11 +625,13 @@ class Draft:
         """Nothing more is to be done with what comes out. Installs the reaction."""
         return self.install()
 
+    @_forgets
     def done(self, callback: Callable[[Message], Any], *, capacity: int = 1024, overflow: str = BLOCK) -> Any:
         """Have what comes out sent here, and `callback(message)` called with it. Installs the reaction."""
         check_callable("callback", callback)
         return self._deliver(callback, capacity, overflow)
 
+    @_forgets
     def deliver(self, *, capacity: int = 1024, overflow: str = BLOCK) -> Any:
         """Have what comes out sent here; iterate over the handle's `subscription`. Installs the reaction."""
         return self._deliver(None, capacity, overflow)
@@ -524,6 +639,7 @@ class Draft:
     def _deliver(self, callback: Callable[[Message], Any] | None, capacity: int, overflow: str) -> Any:
         return self._add(DELIVER).install(callback, capacity, overflow)
 
+    @_forgets
     def install(
         self, callback: Callable[[Message], Any] | None = None, capacity: int = 1024, overflow: str = BLOCK,
         numbered: bool = False, history: int = 0,
@@ -544,8 +660,8 @@ class Draft:
     ) -> Steps[ReactionHandle]:  # fmt: skip
         """The steps of `install`."""
         self._still_open()
-        # From here on nobody warns that it was forgotten.
         self._installed = True
+        self.forget()
         reaction = self._reaction(capacity, overflow, numbered, history)
         session = self._session
         handle = ReactionHandle(
@@ -603,7 +719,7 @@ class Draft:
 
     def __del__(self) -> None:
         # It is missing where the constructor has raised.
-        if not getattr(self, "_installed", True):
+        if getattr(self, "_missed", False):
             warnings.warn(
                 f"the reaction on {self._topic!r} was never installed: end it with .forward(topic), .set(cell), "
                 ".keep(...), .done(callback), .deliver() or .run()",
@@ -623,6 +739,10 @@ def shown(operations: Sequence[Operation]) -> str:
     return " | ".join(_shown(operation) for operation in operations)
 
 
+def _has_code(operations: Sequence[Operation]) -> bool:
+    return any(operation.op == CODE for operation in operations)
+
+
 def _shown(operation: Operation) -> str:
     if operation.op == CODE:
         return f"map({operation.fields.get('name') or operation.args[0]})"
@@ -637,9 +757,12 @@ def describe_failure(topic: str, operations: Sequence[Operation], failure: Failu
     if 0 <= failure.operation < len(operations):
         where = f"operation {failure.operation}, {_shown(operations[failure.operation])}"
     message = "" if failure.message is None else f"; the message was {failure.message!r:.200}"
+    hint = ""
+    if failure.error == "TypeError" and "unexpected keyword argument" in failure.text:
+        hint = ". A function gets all of a message's values: put .choose('u') before it, or take **fields"
     return (
         f"raskid: the reaction on {topic!r} failed at {failure.publisher} in {where}: {failure.error}: "
-        f"{failure.text}{message}"
+        f"{failure.text}{message}{hint}"
     )
 
 

@@ -62,7 +62,7 @@ def test_it_has_every_call_of_a_session():
         "submit", "map", "gather", "cancel", "publish", "subscribe", "shared", "channel", "cell",
         "when_all", "topics", "serve", "unserve", "request",
         "status", "runners", "wait_runners", "counters", "end_system", "close",
-        "start_service", "stop_service", "services", "op", "react", "link", "reactions",
+        "start_service", "stop_service", "services", "op", "react", "link", "reaction", "reactions",
     }  # fmt: skip
     assert for_users <= public(Session)
     assert for_users == public(AsyncSession)

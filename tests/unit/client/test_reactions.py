@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 import warnings
@@ -10,9 +11,10 @@ import pytest
 
 from raskid.client.reactions import Op, describe_failure, shown
 from raskid.core.chains import FAILURES_MAX
+from raskid.core.effects import ReactionReported
 from raskid.model.errors import SessionClosed, TopicNameError, ValueNotSendable, WaitTimeout
 from raskid.model.operations import FILTER, Operation
-from raskid.protocol.messages import PutRecord
+from raskid.protocol.messages import PutRecord, ReactionFailed
 from tests.unit.client.systems import until
 
 
@@ -182,6 +184,102 @@ def test_a_suspended_reaction_does_nothing_until_it_is_resumed(rk, other, topic)
         assert handle.suspended == ""
 
 
+def failed(handle, suspended=True):
+    return ReactionFailed(handle.id, handle.topic, 0, "ValueError", "no", b"", FAILURES_MAX, "", suspended)
+
+
+def test_a_suspension_does_not_put_a_reaction_back_that_is_being_closed(rk, topic):
+    """1. A reaction is being closed, and the hub has not confirmed that. 2. A publisher says that it has suspended it;
+    the user resumes it, and gives it a value. 3. It is gone."""
+    handle = rk.react(topic, on_error=lambda failure: None).map(fail).run()
+    closing = handle._closing(5.0)
+    deleted, _, _ = next(closing)
+    with rk.engine.lock:
+        handle.on_failed("p", failed(handle))
+    for call in (handle.resume, handle.suspend, lambda: handle.set_value(1)):
+        with pytest.raises(ValueError, match="was closed"):
+            call()
+    with pytest.raises(StopIteration):
+        closing.send(deleted.result(5))
+    assert rk.reactions(topic) == [] and handle.closed and not handle.suspended
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_closing_its_subscription_closes_a_reaction(rk, other, topic, asynchronous):
+    handle = rk.react(topic).deliver()
+    asyncio.run(handle.subscription.aclose()) if asynchronous else handle.subscription.close()
+    with rk.engine.lock:
+        handle.on_failed("p", failed(handle))
+    with pytest.raises(ValueError, match="was closed"):
+        handle.resume()
+    assert handle.closed and rk.reaction_handles == {} and rk.reactions(topic) == []
+    handle.close()
+
+
+def test_a_value_is_changed(rk, other, topic):
+    """1. Members of a class say that they have a greater value, by the handle and by what it delivers. 2. One is
+    suspended and resumed: the value stays."""
+    with rk.react(topic, one_of="c", choose_by="by_value", value=1).deliver() as first, rk.react(
+        topic, one_of="c", choose_by="by_value", value=2
+    ).deliver() as second:  # fmt: skip
+        other.publish(topic, "a")
+        first.set_value(3)
+        other.publish(topic, "b")
+        second.subscription.set_value(4)
+        first.suspend()
+        first.resume()
+        other.publish(topic, "c")
+        assert values(first.subscription, 2) == ["a", "c"] and values(second.subscription, 1) == ["b"]
+        with pytest.raises(ValueNotSendable, match="object"):
+            first.set_value(object())
+        assert sorted(it["value"] for it in rk.reactions(topic)) == [3, 4]
+
+
+def test_what_a_member_has_taken_is_no_load_any_more(rk, other, topic):
+    with rk.react(topic, one_of="c", choose_by="least_loaded").deliver() as handle:
+        other.publish(topic, 1)
+        ((member,),) = (group.members for group in other._messaging._groups[topic].values())
+        assert member.load == 1
+        assert values(handle.subscription, 1) == [1]
+        until(lambda: member.load == 0)
+
+
+class SlowError:
+    """A standard error that sees whether the session goes on while it is written to."""
+
+    def __init__(self, lock):
+        self.lock = lock
+        self.free = []
+
+    def write(self, text):
+        def look():
+            self.free.append(self.lock.acquire(timeout=1))
+            if self.free[-1]:
+                self.lock.release()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+
+    def flush(self):
+        pass
+
+
+def test_nothing_is_printed_under_the_lock(rk, head, other, topic, monkeypatch):
+    """1. A reaction fails, and is suspended. 2. One whose owner has gone fails. 3. All is printed, while others may
+    take the lock."""
+    error = SlowError(other.engine.lock)
+    monkeypatch.setattr("sys.stderr", error)
+    with other.react(topic).map(fail).run() as handle:
+        with other.engine.lock:
+            handle.on_failed("p", failed(handle))
+        until(lambda: len(error.free) >= 4)
+        with other.engine.lock:
+            other._on_reaction_reported(ReactionReported("", ReactionFailed(1, topic, 0, "E", "no", b"", 1)))
+        until(lambda: len(error.free) >= 6)
+    assert all(error.free)
+
+
 def test_failures_are_told_with_their_message(rk, other, topic):
     told = []
     with rk.react(topic, on_error=told.append).map(times, 1).map(fail).run() as handle:
@@ -205,7 +303,9 @@ def test_failures_that_nobody_asked_for_are_printed_once_for_each_kind(rk, other
             other.publish(topic, 5)
         other.publish(topic, 6)
         until(lambda: handle.failures == 4)
-    printed = capfd.readouterr().err
+    parts = []
+    until(lambda: parts.append(capfd.readouterr().err) or "cannot do 6\n" in "".join(parts))
+    printed = "".join(parts)
     assert printed.count("cannot do 5\n") == 1 and printed.count("cannot do 6\n") == 1
     assert f"the reaction on {topic!r} failed at {other.peer.identity.peer} on " in printed
     assert "operation 0, map(fail): ValueError" in printed and "the message was <raskid.Message" in printed
@@ -269,7 +369,7 @@ def test_that_it_is_suspended_is_printed_where_nobody_asked(rk, other, topic, ca
         for _ in range(FAILURES_MAX):
             other.publish(topic, 1)
         until(lambda: handle.suspended)
-        assert f"{topic!r} is suspended: it failed {FAILURES_MAX} times at" in capfd.readouterr().err
+        until(lambda: f"{topic!r} is suspended: it failed {FAILURES_MAX} times at" in capfd.readouterr().err)
 
 
 def test_of_a_class_one_gets_each_message(rk, other, topic):
@@ -340,7 +440,17 @@ WRONG = {
     "done of text": (lambda rk: rk.react("t", done="print"), TypeError, "callback"),
     "permanent delivery": (lambda rk: rk.react("t", permanent=True).deliver(), ValueError, "outlives this process"),
     "two keeps": (lambda rk: rk.react("t").add(Operation("keep", (), {"count": 1})).keep(2), ValueError, "once"),
-    "a filter without operator": (lambda rk: rk.react("t").filter("x"), Exception, "filter"),
+    "a number names the calls": (lambda rk: rk.react("t", 5), TypeError, r"got 5.*rk\.react\('t'\)\.filter.*, deliver"),
+    "a call as text": (lambda rk: rk.react("t", "filter"), TypeError, r"All others are calls.*filter, choose"),
+    "a filter as text": (lambda rk: rk.react("t").filter("a > 3"), TypeError, r"'a > 3'.*\.filter\(\"a\", \">\", 3\)"),
+    "a filter without operator": (lambda rk: rk.react("t").filter("a", 3), TypeError, r"\.filter\(\"a\", \">\", 3\)"),
+    "a filter of two": (
+        lambda rk: rk.react("t").filter(("a", 3)),
+        ValueError,
+        r"2 values.*\.filter\(\"a\", \">\", 3\)",
+    ),
+    "an operator that is none": (lambda rk: rk.react("t").filter("a", "=", 3), ValueError, r"'='.*The form is"),
+    "no condition": (lambda rk: rk.react("t").filter(), ValueError, "no condition.*The form is"),
     "a sample of nothing": (lambda rk: rk.react("t").sample(), Exception, "sample"),
     "an overflow that is none": (lambda rk: rk.react("t").deliver(overflow="spill"), ValueError, "overflow is one of"),
     "an argument that is not sent": (lambda rk: rk.react("t").map(times, object()).run(), ValueNotSendable, "object"),
@@ -379,6 +489,15 @@ def test_a_draft_that_was_forgotten_is_warned_of(rk):
         lambda rk: rk.react("t", 5),
         lambda rk: rk.react(5),
         lambda rk: rk.react("t").run(),
+        lambda rk: rk.react("t").filter("a > 3"),
+        lambda rk: rk.react("t").map(5),
+        lambda rk: rk.react("t").map(times).forward(5),
+        lambda rk: rk.react("t").map(times).forward(),
+        lambda rk: rk.react("t").set(None),
+        lambda rk: rk.react("t").done("print"),
+        lambda rk: rk.react("t").choose(1),
+        lambda rk: rk.react("t").keep(-1),
+        lambda rk: rk.link("t", "u", 5),
     ],
 )
 def test_an_error_is_enough_of_a_warning(rk, call):
@@ -387,6 +506,35 @@ def test_an_error_is_enough_of_a_warning(rk, call):
         with pytest.raises((TypeError, ValueError, TopicNameError)):
             call(rk)
         gc.collect()
+
+
+def test_after_an_error_a_draft_goes_on(rk, other, topic):
+    draft = rk.react(topic)
+    with pytest.raises(TypeError):
+        draft.filter("0 > 3")
+    with draft.filter(0, ">", 3).deliver() as handle:
+        other.publish(topic, 1)
+        other.publish(topic, 4)
+        assert values(handle.subscription, 1) == [4]
+
+
+def test_what_is_installed_says_that_nothing_can_be_added(rk, topic):
+    with rk.react(topic).keep(3) as handle:
+        with pytest.raises(
+            AttributeError, match=r"is installed: keep\(count=3\); so \.forward\(\) cannot.*a second one"
+        ):
+            handle.forward("x")
+        with pytest.raises(AttributeError, match="has no attribute 'forwards'"):
+            handle.forwards("x")
+
+
+def test_a_function_that_takes_fewer_fields_is_explained(rk, other, topic, capfd):
+    with rk.react(topic).map(times).run() as handle:
+        other.publish(topic, 1, u=2)
+        until(lambda: handle.failures)
+        parts = []
+        until(lambda: parts.append(capfd.readouterr().err) or "put .choose('u') before it, or take" in "".join(parts))
+    assert "unexpected keyword argument 'u'" in handle.last_failures[0].text
 
 
 def test_a_draft_is_installed_once(rk, topic):
