@@ -305,17 +305,30 @@ def topics(
 
 @app.command()
 def reactions(
-    topic: str = typer.Argument(help="Topic whose messages they take."), system: str = SYSTEM, as_json: bool = JSON
+    topic: str = typer.Argument(help="Topic whose messages they take."),
+    remove: str = typer.Option(None, metavar="ID", help="Remove a permanent reaction, whoever has installed it."),
+    resume: str = typer.Option(None, metavar="ID", help="Let one that is suspended happen again."),
+    system: str = SYSTEM,
+    as_json: bool = JSON,
 ) -> None:
     """Show what is done with the messages of a topic where they are published: its subscriptions and reactions."""
     with clear_errors():
         check_topic(topic)
+        if remove is not None and resume is not None:
+            raise Failure("either --remove or --resume")
         with attach(which(system)) as session:
+            try:
+                if remove is not None:
+                    session.reaction(topic, remove).close()
+                elif resume is not None:
+                    session.reaction(topic, resume).resume()
+            except LookupError as error:
+                raise Failure(str(error)) from None
             found = session.reactions(topic)
         if as_json:
             print_json(found)
         elif found:
-            titles = ("owner", "operations", "priority", "class", "value", "permanent", "suspended")
+            titles = ("id", "owner", "operations", "priority", "class", "value", "permanent", "suspended")
             print_table(titles, [tuple(_brief(one.get(title)) for title in titles) for one in found])
         else:
             print(f"nobody reacts to {topic!r}")

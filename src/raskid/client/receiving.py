@@ -268,6 +268,16 @@ class Receiving:
         """The reactions of a topic, everybody's."""
         return {"reactions": to_json(await self._rk.reactions(given["topic"]))}
 
+    async def remove_reaction(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Remove a permanent reaction, whoever has installed it."""
+        await (await self._rk.reaction(given["topic"], given["reaction"])).aclose()
+        return {}
+
+    async def resume_reaction(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Let one that is suspended happen again."""
+        await (await self._rk.reaction(given["topic"], given["reaction"])).aresume()
+        return {}
+
     def _ends(self) -> list[Any]:
         """What ends all of them, as coroutines; permanent reactions stay."""
         ends = [reception.end(keep_permanent=True) for reception in self._receptions.values()]

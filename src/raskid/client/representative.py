@@ -372,6 +372,8 @@ COMMANDS = {
     ),
     "resume": Command(Representative.resume, {"as": _TEXT}, _in_subscription),
     "reactions": Command(Representative.reactions, {"topic": _TEXT}),
+    "remove_reaction": Command(Representative.remove_reaction, {"topic": _TEXT, "reaction": _TEXT}),
+    "resume_reaction": Command(Representative.resume_reaction, {"topic": _TEXT, "reaction": _TEXT}),
     "unsubscribe": Command(Representative.unsubscribe, {"as": _TEXT}, _in_subscription),
     "request": Command(Representative.request, {"service": _TEXT, **_MESSAGE, "timeout": _PLAIN}),
     "serve": Command(Representative.serve, {"service": _TEXT}, _in_service),

@@ -146,13 +146,29 @@ def test_reactions_and_services(system: str, monkeypatch: pytest.MonkeyPatch) ->
         (one,) = json.loads(run("reactions", "news", "-s", "t", "--json").stdout)
         assert (one["owner"], one["priority"], one["value"]) == (session.peer.identity.peer, 3, 0)
         titles, row = run("reactions", "news", "-s", "t").stdout.splitlines()
-        assert titles.split() == ["owner", "operations", "priority", "class", "value", "permanent", "suspended"]
+        assert titles.split() == ["id", "owner", "operations", "priority", "class", "value", "permanent", "suspended"]
         assert "forward('late')" in row and row.split()[-5:] == ["3", "-", "0", "-", "-"]
         session.start_service("boxes", lambda session: None)
         (one,) = json.loads(run("services", "-s", "t", "--json").stdout)
         assert (one["name"], one["state"]) == ("boxes", "running")
         assert "boxes" in run("services", "-s", "t").stdout
         session.stop_service("boxes")
+
+
+def test_a_permanent_reaction_is_resumed_and_removed(system: str) -> None:
+    with raskid.connect("local://t") as session:
+        handle = session.react("news", permanent=True).filter("step", ">", 9).forward("late")
+        handle.suspend("lunch")
+        mine = session.react("news").forward("early")
+        assert "is not permanent" in the_error("reactions", "news", "--remove", str(mine.id), "-s", "t")
+        mine.close()
+    given = ("reactions", "news", "-s", "t", "--json")
+    (one,) = json.loads(run(*given).stdout)
+    assert one["suspended"] == "lunch"
+    assert json.loads(run(*given, "--resume", str(one["id"])).stdout) == [{**one, "suspended": ""}]
+    assert "either --remove or --resume" in the_error(*given, "--resume", "1", "--remove", "1")
+    assert "there is no reaction '1'" in the_error(*given, "--remove", "1")
+    assert run(*given, "--remove", str(one["id"])).stdout == "[]\n"
 
 
 def test_who_looks_holds_nobody_up(system: str) -> None:

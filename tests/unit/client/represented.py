@@ -224,6 +224,12 @@ class FakeSession:
         self.reacted.append(FakeReaction(topic, options))
         return self.reacted[-1]
 
+    async def reaction(self, topic: str, identifier: str) -> FakeReaction:
+        if identifier != "17":
+            raise LookupError(f"there is no reaction {identifier!r} on {topic!r}")
+        self.reacted.append(FakeReaction(topic, {"on_error": None}))
+        return self.reacted[-1]
+
     async def reactions(self, topic: str) -> list[dict[str, Any]]:
         return [{"id": topic, "value": b"hi"}]
 

@@ -188,3 +188,15 @@ async def test_an_end_that_is_cut_short_leaves_nothing_behind(stage: Stage) -> N
     end.cancel()
     await asyncio.wait([end, *tasks], timeout=5)
     assert all(task.done() for task in tasks)
+
+
+@on_stage
+async def test_permanent_reactions_are_everybodys(stage: Stage) -> None:
+    """They are resumed and removed by their topic and id, whoever has installed them."""
+    assert await stage.do("resume_reaction", topic="x", reaction="17") == {}
+    assert await stage.do("remove_reaction", topic="x", reaction="17") == {}
+    assert [(handle.topic, handle.state) for handle in stage.rk.reacted] == [("x", ["resumed"]), ("x", ["closed"])]
+    with pytest.raises(LookupError, match="no reaction '18'"):
+        await stage.do("remove_reaction", topic="x", reaction="18")
+    with pytest.raises(BadLine, match="'reaction' is text"):
+        await stage.do("remove_reaction", topic="x", reaction=17)
