@@ -370,7 +370,8 @@ class Messaging:
             host = chain.host = Target(chain.topic, identifier, ref, chain.reaction.capacity, BLOCK)
             self._targets[identifier] = host
             effects.append(Introduce(ref))
-            effects.append(Send(ref.peer, HostReaction(identifier, chain.topic, chain.record, chain.hand_on)))
+            asked = HostReaction(identifier, chain.topic, chain.record, chain.hand_on, chain.owned)
+            effects.append(Send(ref.peer, asked))
         number = passing.number if passing is not None and chain.reaction.numbered else 0
         self.send(host, item.encoded(), passing, effects, number)
         return True
@@ -772,7 +773,7 @@ class Messaging:
         except RemoteProtocolError:
             return []
         effects: list[Effect] = [Introduce(reaction.target)]
-        chain = Chain(identifier, message.topic, reaction, message.reaction, True, max(0, message.step))
+        chain = Chain(identifier, message.topic, reaction, message.reaction, message.owned, max(0, message.step))
         chain.publisher = peer
         chain.limited = peer in self._limited
         self._guests[key] = chain
@@ -845,9 +846,20 @@ class Messaging:
             effects = []
             self._passage.on_code(message.code, now, effects)
             return self._finish_turn(effects)
-        if type(message) is ReactionFailed or type(message) is ReactionStopped:
+        if type(message) is ReactionFailed:
+            return self._on_failed(peer, message)
+        if type(message) is ReactionStopped:
             return [ReactionReported(peer, message)]
         return []
+
+    def _on_failed(self, peer: PeerId, message: ReactionFailed) -> list[Effect]:
+        """A reaction made here failed elsewhere, or one whose owner has gone failed at its host."""
+        chain = self._members.get(message.topic, {}).get(message.subscription)
+        if isinstance(chain, Chain) and not chain.owned and chain.host is not None and chain.host.peer == peer:
+            effects: list[Effect] = []
+            self._passage.report(chain, message, effects)
+            return effects
+        return [ReactionReported(peer, message)]
 
     def _on_acknowledged(self, peer: PeerId, message: Acknowledge) -> list[Effect]:
         target = self._targets.get(message.subscription)

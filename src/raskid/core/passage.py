@@ -523,8 +523,16 @@ class Passage:
             _writable(text[:TEXT_CHARS_MAX]),
             body if len(body) <= BODY_BYTES_MAX else b"", total, self.where, suspends,
         )  # fmt: skip
-        if chain.owned or self._out.is_present(chain.reaction.target.peer):
-            effects.append(Send(chain.reaction.target.peer, message))
+        self.report(chain, message, effects)
+
+    def report(self, chain: Chain, message: ReactionFailed, effects: list[Effect]) -> None:
+        """Say a failure to whoever is there for it."""
+        owner = chain.reaction.target.peer
+        if chain.owned or self._out.is_present(owner):
+            effects.append(Send(owner, message))
+        elif chain.publisher:
+            # Its publisher has people who look at what it prints; a host has none.
+            effects.append(Send(chain.publisher, message))
         else:
             # Its owner has left it here for good: this process is the only one to say it.
             effects.append(ReactionReported(PeerId(""), message))

@@ -433,13 +433,15 @@ class Acknowledge(Message, frozen=True, array_like=True, tag=33):
 class HostReaction(Message, frozen=True, array_like=True, tag=34):
     """Asks a peer to run a reaction's operations, from number `step` on, for what comes with that `subscription`.
 
-    `reaction` is its record.
+    `reaction` is its record; `owned`: that goes with its owner. Failures of others go to the publisher when the owner
+    is not there.
     """
 
     subscription: RequestId
     topic: str
     reaction: bytes
     step: int = 0
+    owned: bool = True
 
 
 class ReactionFailed(Message, frozen=True, array_like=True, tag=38):

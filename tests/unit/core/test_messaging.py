@@ -8,7 +8,17 @@ import msgspec
 import pytest
 
 from raskid.core import messaging as messaging_module
-from raskid.core.effects import Arrived, Effect, Introduce, ListRefused, PlanReady, PublisherEnded, RoomMade, Send
+from raskid.core.effects import (
+    Arrived,
+    Effect,
+    Introduce,
+    ListRefused,
+    PlanReady,
+    PublisherEnded,
+    ReactionReported,
+    RoomMade,
+    Send,
+)
 from raskid.core.events import Announce, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
 from raskid.core.lists import Lists
 from raskid.core.messaging import BODIES_BYTES_MAX, BODIES_MAX, Messaging
@@ -37,7 +47,7 @@ from raskid.protocol.messages import (
 )
 from raskid.protocol.reactions import BLOCK, DROP_NEWEST, DROP_OLDEST, LATEST, Reaction, encode_reaction
 from raskid.protocol.values import encode_body, encode_value
-from tests.unit.core.publishers import DELIVER, code, given, plain, react, sent
+from tests.unit.core.publishers import DELIVER, OTHER, code, given, plain, react, sent
 from tests.unit.core.publishers import Publisher as Fake
 
 HUB = PeerId("head")
@@ -137,7 +147,7 @@ def test_an_operation_that_is_not_known_is_handed_on_to_the_owner() -> None:
     effects = publisher.messaging.handle(Publish("t", b"1"), 0.0)
     assert effects == [
         Introduce(READER),
-        Send(READER.peer, HostReaction(RequestId(-5), "t", one.value, 0)),
+        Send(READER.peer, HostReaction(RequestId(-5), "t", one.value, 0, False)),
         Send(READER.peer, Deliver(RequestId(-5), "t", [b"1"])),
     ]
 
@@ -375,8 +385,8 @@ def test_what_a_publisher_cannot_run_goes_to_the_owner_from_there_on(operation: 
 class Host(Fake):
     """The other end of it."""
 
-    def ask(self, reaction: Reaction, step: int = 0) -> list[Effect]:
-        return self.told(HostReaction(RequestId(-5), "t", encode_reaction(reaction), step), PUBLISHER)
+    def ask(self, reaction: Reaction, step: int = 0, owned: bool = True) -> list[Effect]:
+        return self.told(HostReaction(RequestId(-5), "t", encode_reaction(reaction), step, owned), PUBLISHER)
 
     def hand(self, *values: object, numbers: Sequence[int] = ()) -> list[Effect]:
         bodies = [encode_body((value,), {}) for value in values]
@@ -445,6 +455,32 @@ def test_a_host_refuses_what_it_cannot_run_either_and_runs_no_part_of_it() -> No
     (failure,) = sent(host.ask(react(DELIVER, Operation("explode"))), ReactionFailed)
     assert "neither by its publisher nor by its owner" in failure.text
     assert host.hand("a") == [Send(PUBLISHER, Consumed(RequestId(-5), 1))] and host.got == {}
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_host_tells_failures_of_a_reaction_that_was_left_behind_to_its_publisher(owned: bool) -> None:
+    host = Host()
+    host.ask(react(code()), owned=owned)
+    host.told(given())
+    host.hand("a")
+    (failed,) = [it for it in host.ran(error="E") if isinstance(it, Send) and isinstance(it.message, ReactionFailed)]
+    assert failed.peer == (READER.peer if owned else PUBLISHER)
+
+
+def test_a_publisher_reports_failures_at_its_host_of_a_reaction_that_was_left_behind() -> None:
+    """1. Its owner has gone: the publisher says what its host tells. 2. Somebody else tells it, or its owner is here:
+    it is a report like any other."""
+    fake = Fake({"t": {}})
+    reaction = react(code(), place="helper")
+    fake.put(5, reaction, owned=False)
+    effects = give_helper(fake, fake.publish(1))
+    assert sent(effects, HostReaction) == [HostReaction(RequestId(-5), "t", encode_reaction(reaction), 0, False)]
+    failure = ReactionFailed(RequestId(5), "t", 0, "E", "why", b"", 1, "helper")
+    assert fake.told(failure, HELPER.peer) == [ReactionReported(PeerId(""), failure)]
+    assert fake.told(failure, OTHER.peer) == [ReactionReported(OTHER.peer, failure)]
+    fake.put(5, react(code(), place="helper", priority=1))
+    fake.publish(2)
+    assert fake.told(failure, HELPER.peer) == [ReactionReported(HELPER.peer, failure)]
 
 
 def test_what_is_no_reaction_is_not_hosted() -> None:
