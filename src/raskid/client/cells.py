@@ -348,7 +348,7 @@ class CellHandle(Source):
         """As `set`, without waiting: the future is done when the change is seen here.
 
         Links and other reactions to the cell get the value after that, in the order of the calls of this handle, and
-        not at all when the hub refuses it: wait for the future before the session is closed.
+        not at all when the hub refuses it.
         """
         future = self._putting(value)
         self._publish_after(future)
@@ -373,6 +373,7 @@ class CellHandle(Source):
         with self.lock:
             future = session.ask(put)
             self._unpublished.append((future, data))
+            session.publishing_cells.add(self)
         return future
 
     def _publish_after(self, future: Future) -> None:
@@ -380,11 +381,12 @@ class CellHandle(Source):
         if not self._unpublished:
             return
         if future.done():
-            self._publish_due()
+            self.publish_due()
         else:
-            future.add_done_callback(self._publish_due)
+            future.add_done_callback(self.publish_due)
 
-    def _publish_due(self, _: Any = None) -> None:
+    def publish_due(self, _: Any = None) -> None:
+        """Publish the values that the hub has agreed to, in their order."""
         unpublished = self._unpublished
         # Looked at again after the lock was given back: somebody may have found it taken just then, and left.
         while unpublished and unpublished[0][0].done():
@@ -397,6 +399,9 @@ class CellHandle(Source):
                         self._publish(data)
             finally:
                 self._publishing.release()
+        with self.lock:
+            if not unpublished:
+                self._session.publishing_cells.discard(self)
 
     def _publish(self, data: bytes) -> None:
         topic = self.topic

@@ -142,6 +142,8 @@ class Connection:
         #: Handles on cells by the lists that their values are in, and those of them that have callbacks.
         self.cells: dict[str, weakref.WeakSet[CellHandle]] = {}
         self.called_cells: set[CellHandle] = set()
+        #: Those with values that are to be published once the hub has agreed.
+        self.publishing_cells: set[CellHandle] = set()
         #: Who waits for the readers of a topic, for the first state of a list, and for room in a full subscription.
         self._announced: dict[str, Future] = {}
         self._following: dict[str, list[Future]] = {}

@@ -47,7 +47,15 @@ class Flows(Topics):
         for cells in list(self.cells.values()):
             for cell in list(cells):
                 cell.abandon()
+        self.publishing_cells.clear()
         super().abandon()
+
+    def _unwritten(self) -> bool:
+        """As `Connection._unwritten`; what cells are still to publish counts as well, and is published here if it can
+        be."""
+        for cell in list(self.publishing_cells):
+            cell.publish_due()
+        return bool(self.publishing_cells) or super()._unwritten()
 
     def is_used(self) -> bool:
         """As `Connection.is_used`; callbacks of cells count as well."""

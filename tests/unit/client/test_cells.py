@@ -162,6 +162,21 @@ def test_a_value_is_published_as_it_was_set(rk, mute):
         assert messages.get(5).value == [1]
 
 
+def test_what_was_set_before_a_session_leaves_is_published(head, other):
+    """Also through a handle that was closed, and when the session ends in an event loop."""
+
+    async def in_loop():
+        async with head.session() as rk:
+            (await rk.cell("set and gone")).set_nowait(2)
+
+    with other.subscribe("set and gone") as messages:
+        with head.session() as session, session.cell("set and gone") as cell:
+            cell.set_nowait(0)
+            cell.set_nowait(1)
+        asyncio.run(in_loop())
+        assert [messages.get(5).value for _ in range(3)] == [0, 1, 2]
+
+
 def test_a_refused_value_is_not_published_in_asyncio(head):
     async def body(here, there):
         async with (
