@@ -187,8 +187,8 @@ def test_a_refused_value_is_not_published_in_asyncio(head):
             await owned.set(1)
             with pytest.raises(NotAllowed):
                 await cell.set(2)
-            await owned.set(3)
-            assert [(await anext(messages)).value for _ in range(2)] == [1, 3]
+            await there.publish("async refused", "behind it")
+            assert {(await anext(messages)).value for _ in range(2)} == {1, "behind it"}
 
     run(head, body)
 
