@@ -323,17 +323,20 @@ class Messaging:
         self, target: Target, body: bytes, passing: Passing | None, effects: list[Effect], number: int = 0
     ) -> None:
         """Send a message to a reader, or let it wait there."""
-        again, publisher, waits = False, OURS, False
+        again, publisher, waits, hops = False, OURS, False, 0
         if passing is not None:
+            if target.subscription < 0:
+                # A host, which may pass it on to other topics. Readers do not, and get more at a time.
+                hops = passing.hops
             again, publisher, waits = passing.again, passing.publisher, passing.waits and target.overflow == BLOCK
         if target.credit <= 0 or target.queue:
-            target.enqueue(body, waits or (number > 0 and again), number, again, publisher)
+            target.enqueue(body, waits or (number > 0 and again), number, again, publisher, hops)
             if waits and passing is not None and target.queue:
                 root = passing
                 while root.parent is not None:
                     root = root.parent
                 root.waiting.append((target, target.number))
-        elif target.add(body, effects, number, again, publisher):
+        elif target.add(body, effects, number, again, publisher, hops):
             self._collected.append(target)
 
     def deliver(self, chain: Chain, target: Target, item: Item, passing: Passing | None, effects: list[Effect]) -> None:
@@ -793,7 +796,7 @@ class Messaging:
         self._left_out(chain, message.dropped)
         for at, body in enumerate(message.bodies):
             number = numbers[at] if at < len(numbers) else 0
-            self._publication.host(chain, number, body, message.again, now, effects)
+            self._publication.host(chain, number, body, message.again, message.hops, now, effects)
         return self._finish_turn(effects)
 
     def _left_out(self, chain: Chain, count: int) -> None:

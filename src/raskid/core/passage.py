@@ -455,10 +455,10 @@ class Passage:
         """The host of a chain is gone: what waited for room there waits for the next one, before all else."""
         if not waiting or not chain.active:
             return
-        for _, body, _, number, again, _ in reversed(waiting):
+        for _, body, _, number, again, _, hops in reversed(waiting):
             item = Item(None, None, body)
             passing = Passing(0, chain.topic, item, False)
-            passing.number, passing.again, passing.pending = number, again, 1
+            passing.number, passing.again, passing.hops, passing.pending = number, again, hops, 1
             chain.stalled.appendleft((len(chain.stages) - 1, item, passing, True))
         chain.stalled_until = now + STALLED_S
         self._stalled[chain.id] = chain

@@ -278,13 +278,16 @@ class Publication:
             passing.awaited = False
             self.go(passing, Item(None, None, body), plan, now, effects)
 
-    def host(self, chain: Chain, number: int, body: bytes, again: bool, now: float, effects: list[Effect]) -> None:
+    def host(
+        self, chain: Chain, number: int, body: bytes, again: bool, hops: int, now: float, effects: list[Effect]
+    ) -> None:  # fmt: skip
         """Take a message of another publisher through a chain that runs here for it."""
         self._message += 1
         # Its publisher waits at the other end, for the credit that this message takes.
         passing = Passing(self._message, chain.topic, Item(None, None, body), True)
         passing.number = number
         passing.again = again
+        passing.hops = hops
         passing.publisher = chain.publisher
         passing.guest = chain
         passing.running = True

@@ -20,8 +20,9 @@ BODIES_MAX = 128
 BODIES_BYTES_MAX = 64 * 1024
 
 #: A message that waits: its place in the queue, its body, whether its publisher waits as well, its number among those
-#: of the topic (0: not numbered), whether another reader had it before, and whose it is if not this process's.
-Waiting = tuple[int, bytes, bool, int, bool, PeerId]
+#: of the topic (0: not numbered), whether another reader had it before, whose it is if not this process's, and through
+#: how many other topics it came.
+Waiting = tuple[int, bytes, bool, int, bool, PeerId, int]
 
 OURS = PeerId("")
 
@@ -31,8 +32,8 @@ class Target:
 
     __slots__ = (
         "again", "bodies", "bodies_bytes", "bodies_dropped", "capacity", "credit", "dropped", "dropped_all",
-        "incarnation", "lost", "number", "numbers", "overflow", "peer", "publisher", "queue", "subscription", "topic",
-        "users",
+        "hops", "incarnation", "lost", "number", "numbers", "overflow", "peer", "publisher", "queue", "subscription",
+        "topic", "users",
     )  # fmt: skip
 
     def __init__(self, topic: str, subscription: RequestId, ref: PeerRef, capacity: int, overflow: str) -> None:
@@ -50,13 +51,15 @@ class Target:
         self.queue: deque[Waiting] = deque()
         self.number = 0
         #: Messages that have had their credit and are to be sent together, and what was left out before the first.
-        #: Either all of them have numbers or none; all are one publisher's, and new to the reader or not.
+        #: Either all of them have numbers or none; all are one publisher's, new to the reader or not, and
+        #: came through as many topics.
         self.bodies: list[bytes] = []
         self.bodies_bytes = 0
         self.bodies_dropped = 0
         self.numbers: list[int] = []
         self.again = False
         self.publisher = OURS
+        self.hops = 0
         self.dropped = 0
         self.dropped_all = 0
         #: Numbers of messages that were left out; None where nobody wants to know.
@@ -65,8 +68,9 @@ class Target:
         self.users = 0
 
     def add(
-        self, body: bytes, effects: list[Effect], number: int = 0, again: bool = False, publisher: PeerId = OURS
-    ) -> bool:
+        self, body: bytes, effects: list[Effect], number: int = 0, again: bool = False, publisher: PeerId = OURS,
+        hops: int = 0,
+    ) -> bool:  # fmt: skip
         """Collect a message, for which there is credit; returns whether it is the first of its collection."""
         bodies, size = self.bodies, len(body)
         if bodies and (
@@ -75,6 +79,7 @@ class Target:
             or self.bodies_bytes + size > BODIES_BYTES_MAX
             or again is not self.again
             or publisher != self.publisher
+            or hops != self.hops
             or (number > 0) is not (len(self.numbers) > 0)
         ):
             effects.append(self.take())
@@ -84,6 +89,7 @@ class Target:
             self.bodies_dropped, self.dropped = self.dropped, 0
             self.again = again
             self.publisher = publisher
+            self.hops = hops
         bodies.append(body)
         if number:
             self.numbers.append(number)
@@ -95,8 +101,9 @@ class Target:
         """What was collected (there is something), as one message."""
         # The replica's name of the topic is plain text; the publisher's may be of a subclass.
         message = Deliver(
-            self.subscription, self.topic, self.bodies, self.bodies_dropped, self.numbers, self.again, self.publisher
-        )
+            self.subscription, self.topic, self.bodies, self.bodies_dropped, self.numbers, self.again, self.publisher,
+            self.hops,
+        )  # fmt: skip
         self.bodies = []
         self.numbers = []
         self.bodies_bytes = 0
@@ -108,7 +115,7 @@ class Target:
         self.dropped_all += count
 
     def enqueue(
-        self, body: bytes, waited: bool, number: int = 0, again: bool = False, publisher: PeerId = OURS
+        self, body: bytes, waited: bool, number: int = 0, again: bool = False, publisher: PeerId = OURS, hops: int = 0
     ) -> None:
         """Let a message wait, and apply the overflow policy; `waited`: its publisher waits until it is sent."""
         if self.overflow == PULL and not waited:
@@ -116,7 +123,7 @@ class Target:
             return
         queue = self.queue
         self.number += 1
-        queue.append((self.number, body, waited, number, again, publisher))
+        queue.append((self.number, body, waited, number, again, publisher, hops))
         if self.overflow == LATEST:
             while len(queue) > 1:
                 self._left_out(queue.popleft())
@@ -139,8 +146,8 @@ class Target:
 
     def next_waiting(self, effects: list[Effect]) -> int:
         """Collect the first message that waits, for which there is credit; returns its place."""
-        place, body, _, number, again, publisher = self.queue.popleft()
-        self.add(body, effects, number, again, publisher)
+        place, body, _, number, again, publisher, hops = self.queue.popleft()
+        self.add(body, effects, number, again, publisher, hops)
         return place
 
     def has_waiting(self, place: int) -> bool:

@@ -397,7 +397,7 @@ class Deliver(Message, frozen=True, array_like=True, tag=30):
 
     `numbers` are those of the messages, where the reaction asks for them; one number and no body says from which on
     they come. `again`: another member of the class had these and did not say that they are done. `publisher` is whose
-    messages these are, where the sender is a host.
+    messages these are, where the sender is a host. `hops` says to a host through how many other topics they came.
     """
 
     subscription: RequestId
@@ -407,6 +407,7 @@ class Deliver(Message, frozen=True, array_like=True, tag=30):
     numbers: list[int] = []
     again: bool = False
     publisher: PeerId = PeerId("")
+    hops: int = 0
 
 
 class Consumed(Message, frozen=True, array_like=True, tag=31):

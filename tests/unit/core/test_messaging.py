@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from raskid.core import messaging as messaging_module
+from raskid.core.chains import HOPS_MAX
 from raskid.core.effects import (
     Arrived,
     Effect,
@@ -382,6 +383,26 @@ def test_what_a_publisher_cannot_run_goes_to_the_owner_from_there_on(operation: 
     assert fake.got == {-5: [((), {"x": 1})]}
 
 
+def test_hops_go_to_a_host_with_each_message() -> None:
+    """1. Messages that were forwarded and others, together: one `Deliver` for each number of hops. 2. What waits for
+    credit, or for another host, keeps its own."""
+    forward = Operation("forward", ("t",))
+    fake = Fake({"t": {5: react(code(), place="helper", capacity=3)}, "s": {6: react(forward, DELIVER)}})
+    first = fake.publish(1)
+    fake.publish(2, topic="s")
+    fake.publish(3, topic="s")
+    effects = give_helper(fake, first)
+    to_host = [it for it in sent(effects, Deliver) if it.subscription == -5]
+    assert [(it.hops, list(map(plain, it.bodies))) for it in to_host] == [(0, [1]), (1, [2, 3])]
+    effects = fake.publish(4, topic="s")
+    assert [it.hops for it in sent(effects, Deliver)] == [0], "readers get no hops"
+    asked = fake.gone(HELPER.peer)
+    assert fake.publish(5) == []
+    effects = give_helper(fake, asked, PeerRef(PeerId("helper-2"), 1))
+    to_host = [it for it in sent(effects, Deliver) if it.subscription == -5]
+    assert [(it.hops, list(map(plain, it.bodies))) for it in to_host] == [(1, [4]), (0, [5])]
+
+
 class Host(Fake):
     """The other end of it."""
 
@@ -455,6 +476,23 @@ def test_a_host_refuses_what_it_cannot_run_either_and_runs_no_part_of_it() -> No
     (failure,) = sent(host.ask(react(DELIVER, Operation("explode"))), ReactionFailed)
     assert "neither by its publisher nor by its owner" in failure.text
     assert host.hand("a") == [Send(PUBLISHER, Consumed(RequestId(-5), 1))] and host.got == {}
+
+
+def test_a_ring_through_a_host_ends() -> None:
+    """A host counts on from where its publisher was: in what it forwards, and in what its code publishes."""
+    host = Host()
+    host.ask(react(code(), Operation("forward", ("u",))))
+    host.told(given())
+    host.announce("u", {6: react(code(), DELIVER)})
+    for hops in (HOPS_MAX - 1, HOPS_MAX):
+        host.told(Deliver(RequestId(-5), "t", [encode_body((1,), {})], hops=hops), PUBLISHER)
+        assert host.jobs[0].hops == hops
+        effects = host.ran(1)
+        if hops < HOPS_MAX:
+            assert host.jobs[0].hops == HOPS_MAX
+            host.ran(1)
+    (failure,) = sent(effects, ReactionFailed)
+    assert "form a ring" in failure.text and host.got == {6: [1]}
 
 
 @pytest.mark.parametrize("owned", [False, True])
