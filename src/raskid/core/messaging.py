@@ -459,10 +459,9 @@ class Messaging:
                 self._remove(topic, identifier, now, effects)
             for record in replica.records.values():
                 self._adopt(topic, record, now, effects)
-        if topic in self._groups:
-            self._arrange(topic)
-            self._fill_groups(topic, now, effects)
-        effects += self._set_plan(topic)
+        self._arrange(topic)
+        self._fill_groups(topic, now, effects)
+        effects += self._note_idle(topic)
         if first:
             plan = self.complex.get(topic)
             for body, hops in self._early.pop(topic, ()):
@@ -503,8 +502,8 @@ class Messaging:
             else:
                 self.complex.pop(topic, None)
 
-    def _set_plan(self, topic: str) -> list[Effect]:
-        self._arrange(topic)
+    def _note_idle(self, topic: str) -> list[Effect]:
+        """Of topics that nobody reacts to only so many are followed."""
         if self._members[topic] or self._groups.get(topic):
             self._idle.pop(topic, None)
             return []
@@ -736,7 +735,7 @@ class Messaging:
         for topic in topics:
             self._left_groups(topic, now, effects)
             self._fill_groups(topic, now, effects)
-            effects += self._set_plan(topic)
+            effects += self._note_idle(topic)
         self._hosts_gone(peer, now, effects)
         return self._finish_turn(effects)
 

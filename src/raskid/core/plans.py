@@ -90,6 +90,8 @@ def arrange(members: list[Any], groups: dict[str, Group]) -> Plan | None:
     if all(isinstance(member, Target) and member.overflow != PULL for member in members):
         return None
     units: list[tuple[int, Any]] = []
+    # Classes that have a member at work: of a large class nobody can look at all members for each of them.
+    placed: set[str] = set()
     for member in members:
         if isinstance(member, Target):
             units.append((0, member))
@@ -103,7 +105,8 @@ def arrange(members: list[Any], groups: dict[str, Group]) -> Plan | None:
                 units.append((chain.reaction.priority, chain))
             continue
         group = groups[name]
-        if chain.active and not group.active:
+        if chain.active and name not in placed:
+            placed.add(name)
             units.append((0, group))
         group.members.append(chain)
         group.ack = group.ack or chain.reaction.ack

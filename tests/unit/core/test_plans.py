@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from raskid.core.chains import Chain
 from raskid.core.groups import Group
 from raskid.core.plans import Plan, arrange
@@ -11,7 +13,7 @@ from raskid.core.targets import Target
 from raskid.model.ids import RequestId
 from raskid.model.operations import Operation
 from raskid.protocol.reactions import BLOCK, PULL
-from tests.unit.core.publishers import CONSUME, DELIVER, READER, code, react
+from tests.unit.core.publishers import CONSUME, DELIVER, READER, Publisher, code, react
 
 SAMPLE = Operation("sample", (), {"every": 2})
 CHECK = Operation("check", (), {"type": "int"})
@@ -63,6 +65,25 @@ def test_a_class_is_one_unit_where_its_highest_member_stands() -> None:
     low.suspended = True
     plan = plan_of(low, middle, high, off, groups={"g": group})
     assert plan.units == [middle] and group.members == [low, high, off] and not plan.numbered
+
+
+def test_to_arrange_a_class_takes_a_look_or_two_at_each_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first ones are suspended, and when a member joins, which arranges a topic once."""
+    looks = 0
+
+    def active(self: Chain) -> bool:
+        nonlocal looks
+        looks += 1
+        return not self.suspended
+
+    monkeypatch.setattr(Chain, "active", property(active))
+    members = [chain(at, group="g", suspended="why" if at < 50 else "") for at in range(1, 101)]
+    assert len(plan_of(*members, groups={"g": Group("t", "g")}).units) == 1
+    assert looks < 10 * len(members)
+    publisher = Publisher({"t": {at: react(group="g") for at in range(1, 101)}})
+    looks = 0
+    publisher.put(101, react(group="g"))
+    assert looks < 15 * len(members)
 
 
 def test_what_a_plan_is() -> None:
