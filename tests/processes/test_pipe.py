@@ -237,7 +237,7 @@ def test_reactions(rk: Any) -> None:
 def test_a_reaction_that_fails_again_and_again(rk: Any) -> None:
     """It is suspended, and the last failure that is told says so."""
     with Pipe(rk) as pipe:
-        pipe.ask(do="react", topic="fails/pipe", operations=[["check", [], {"type": "int"}], ["deliver"]])
+        pipe.ask(do="react", topic="fails/pipe", operations=[["reduce", [], {"how": "mean", "count": 1}], ["deliver"]])
         for _ in range(10):
             rk.publish("fails/pipe", "text")
         event = pipe.hear()
