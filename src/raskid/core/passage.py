@@ -112,8 +112,8 @@ class Passage:
         self._check_at = 0.0
         #: Messages that wait for the metric of a class: (class, message, code object, how long).
         self._unmeasured: list[tuple[Group, Passing, CodeId, float]] = []
-        #: Chains in which messages wait.
-        self._stalled: dict[RequestId, Chain] = {}
+        #: Chains in which messages wait. What is hosted for several publishers has the same id for each.
+        self._stalled: dict[Chain, None] = {}
         #: (list, record) → what is to be set there next.
         self._slots: dict[tuple[str, str], _Slot] = {}
         #: Values of cells that were replaced by a later one before the hub had them.
@@ -251,7 +251,7 @@ class Passage:
             raise RemoteProtocolError(f"more than {STALLED_MAX:,} messages wait for {describe(stage.operation)}")
         if not chain.stalled:
             chain.stalled_until = now + STALLED_S
-            self._stalled[chain.id] = chain
+            self._stalled[chain] = None
         chain.stalled.append((at, item, passing, admitted))
         if passing is not None:
             passing.pending += 1
@@ -424,7 +424,7 @@ class Passage:
         """Go on with messages that waited, as far as what they waited for is here."""
         self._resume(chain, now, effects)
         if not chain.stalled:
-            self._stalled.pop(chain.id, None)
+            self._stalled.pop(chain, None)
 
     def _resume(self, chain: Chain, now: float, effects: list[Effect]) -> None:
         stalled = chain.stalled
@@ -461,12 +461,12 @@ class Passage:
             passing.number, passing.again, passing.hops, passing.pending = number, again, hops, 1
             chain.stalled.appendleft((len(chain.stages) - 1, item, passing, True))
         chain.stalled_until = now + STALLED_S
-        self._stalled[chain.id] = chain
+        self._stalled[chain] = None
         self.resume(chain, now, effects)
 
     def _fail_stalled(self, chain: Chain, error: str, text: str, now: float, effects: list[Effect]) -> None:
         stalled, chain.stalled = chain.stalled, deque()
-        self._stalled.pop(chain.id, None)
+        self._stalled.pop(chain, None)
         for at, item, passing, _ in stalled:
             if passing is not None:
                 passing.pending -= 1
@@ -577,7 +577,7 @@ class Passage:
 
     def tick(self, timed: list[Chain], now: float, effects: list[Effect]) -> None:
         """Time has passed: end the windows of chains that have some, and the patience of what waits."""
-        for chain in list(self._stalled.values()):
+        for chain in list(self._stalled):
             if now >= chain.stalled_until:
                 stage = chain.stages[chain.stalled[0][0]]
                 what = "a helper" if stage.op == HAND_ON else describe(stage.operation)
@@ -618,7 +618,7 @@ class Passage:
     def next_deadline(self, timed: list[Chain]) -> float | None:
         """When a window ends, or a job or message that waits is to be looked at."""
         nearest = self._check_at if self._jobs else None
-        for chain in self._stalled.values():
+        for chain in self._stalled:
             if nearest is None or chain.stalled_until < nearest:
                 nearest = chain.stalled_until
         for it in self._unmeasured:
@@ -645,7 +645,7 @@ class Passage:
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
         assert all(job <= self._job for job in self._jobs)
-        for chain in self._stalled.values():
+        for chain in self._stalled:
             assert chain.stalled and not chain.removed
 
 

@@ -495,6 +495,20 @@ def test_a_ring_through_a_host_ends() -> None:
     assert "form a ring" in failure.text and host.got == {6: [1]}
 
 
+def test_what_waits_at_a_host_waits_for_each_publisher_by_itself() -> None:
+    """1. The same reaction is hosted for two publishers, and messages of both wait for its code. 2. One publisher goes.
+    3. The patience of the other's message ends all the same."""
+    host = Host()
+    host.ask(react(code()))
+    host.told(HostReaction(RequestId(-5), "t", encode_reaction(react(code()))), OTHER.peer)
+    host.hand("a")
+    host.told(Deliver(RequestId(-5), "t", [encode_body(("b",), {})]), OTHER.peer)
+    host.gone(OTHER.peer)
+    assert host.messaging.next_deadline() == STALLED_S
+    (failure,) = sent(host.wait(STALLED_S), ReactionFailed)
+    assert plain(failure.body) == "a" and host.messaging.next_deadline() is None
+
+
 @pytest.mark.parametrize("owned", [False, True])
 def test_a_host_tells_failures_of_a_reaction_that_was_left_behind_to_its_publisher(owned: bool) -> None:
     host = Host()
