@@ -268,6 +268,8 @@ def run(config: bytes, outbox_fd: int) -> int:
         os.chdir(settings.cwd)
     # A crash inside of an extension says where, on standard error, and so in the error of its task.
     faulthandler.enable()
+    # Whatever system the head's own environment names: it is not this one.
+    os.environ.pop("RASKID_URL", None)
     # As in the script, but for its arguments, which are the script's affair.
     sys.argv = [settings.script]
     outbox = Outbox.attach(outbox_fd)

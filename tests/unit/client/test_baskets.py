@@ -152,7 +152,8 @@ def test_what_never_comes_to_the_basket_is_counted_after_a_while(kept, other, mo
         assert message.value == 3 and message.dropped == 2 and subscription.dropped == 2
 
 
-def test_a_subscription_outlives_its_basket(kept, other, capsys):
+def test_a_subscription_outlives_its_basket(kept, other, capsys, monkeypatch):
+    monkeypatch.setattr(baskets_module, "REQUEST_S", 0.3)
     basket = kept.handle
     basket.keep("b/lost")
     for number in range(5):
