@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from raskid.core.chains import (
     CHECK,
     CODE,
@@ -38,7 +40,7 @@ from raskid.core.lists import Lists
 from raskid.core.targets import Waiting
 from raskid.model.errors import Overflow, RemoteProtocolError, ValueNotSendable
 from raskid.model.ids import CodeId, PeerId, RequestId
-from raskid.model.topics import CELLS, check_list_name
+from raskid.model.topics import CELLS, REACTIONS, check_list_name, list_name
 from raskid.protocol.messages import (
     AnyMessage,
     AskCode,
@@ -47,6 +49,7 @@ from raskid.protocol.messages import (
     ReactionStopped,
     RequestRefused,
 )
+from raskid.protocol.reactions import encode_reaction
 from raskid.protocol.values import encode_value
 
 if TYPE_CHECKING:
@@ -536,6 +539,24 @@ class Passage:
         else:
             # Its owner has left it here for good: this process is the only one to say it.
             effects.append(ReactionReported(PeerId(""), message))
+            if message.suspended and not chain.removed:
+                self._suspend_everywhere(chain, message, effects)
+
+    def _suspend_everywhere(self, chain: Chain, message: ReactionFailed, effects: list[Effect]) -> None:
+        """Do what the owner of a reaction would do: a permanent record is anybody's, and all shall see what it says."""
+        if chain.limited:
+            # The record would become one of this process, and its code would be run.
+            return
+        where = message.where or "a publisher"
+        reason = f"it failed {message.failures} times at {where}, last with {message.error}"
+        record = encode_reaction(msgspec.structs.replace(chain.reaction, suspended=reason))
+
+        def answered(message: AnyMessage, now: float) -> list[Effect]:
+            # Refused or not: here it is suspended in any case.
+            return []
+
+        name = list_name(REACTIONS, chain.topic)
+        effects.append(self._lists.put(name, str(chain.id), record, True, answered))
 
     # ── cells ──
 

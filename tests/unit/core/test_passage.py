@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from raskid.core import passage as passage_module
@@ -21,9 +22,12 @@ from raskid.protocol.messages import (
     PutRecord,
     ReactionFailed,
     ReactionStopped,
+    Record,
+    RecordPut,
     RecordSettled,
     RequestRefused,
 )
+from raskid.protocol.reactions import decode_reaction, encode_reaction
 from raskid.protocol.values import decode_value
 from tests.unit.core.publishers import (
     CONSUME,
@@ -438,6 +442,32 @@ def test_failures_of_a_reaction_whose_owner_has_left_it_here_are_reported_here()
     effects = publisher.ran(error="E")
     (report,) = [it for it in effects if isinstance(it, ReactionReported)]
     assert report.peer == "" and sent(effects, ReactionFailed) == []
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_a_reaction_whose_owner_has_left_it_here_is_suspended_in_its_record(limited: bool) -> None:
+    """1. The tenth failure: its publisher puts the record with a reason, once, and is refused. 2. The record
+    comes: it is suspended. 3. One whose code must not be run would be another's by that, and is left as it is."""
+    publisher = Publisher({"t": {}})
+    reaction = react(
+        Operation("choose", ("x",)), Operation("sample", (), {"every": 1}), Operation("set", ("cells:c", "value"))
+    )
+    record = Record("5", encode_reaction(reaction), PeerId(""), limited)
+    publisher.versions["t"] += 1
+    publisher.told(RecordPut("reactions:t", publisher.versions["t"], record))
+    puts = [it for _ in range(FAILURES_MAX) for it in sent(publisher.publish(x="x" * 300_000), PutRecord)]
+    assert not publisher.heard()
+    if limited:
+        assert puts == []
+        return
+    (put,) = puts
+    assert (put.name, put.record, put.permanent) == ("reactions:t", "5", True)
+    suspended = decode_reaction(put.value)
+    assert suspended.suspended == f"it failed 10 times at {WHERE}, last with ValueNotSendable"
+    assert msgspec.structs.replace(suspended, suspended="") == reaction
+    assert publisher.told(RequestRefused(put.request, "AccessDenied", "no")) == []
+    publisher.put(5, suspended, owned=False)
+    assert not publisher.heard()
 
 
 # ── limits ──
