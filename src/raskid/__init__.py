@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from raskid.client.channels import Channel
     from raskid.client.extensions import register
     from raskid.client.futures import Future
+    from raskid.client.handles import Failure, ReactionHandle
     from raskid.client.logs import TopicHandler
     from raskid.client.messages import Message, Subscription
-    from raskid.client.reactions import Draft, Failure, Op, ReactionHandle
+    from raskid.client.reactions import Draft, Op
     from raskid.client.reading import when_all
     from raskid.client.session import Session
     from raskid.client.shared import SharedDict
@@ -65,9 +66,9 @@ _FACE = {
     "BasketFull": "raskid.model.errors",
     "Change": "raskid.client.changes",
     "Draft": "raskid.client.reactions",
-    "Failure": "raskid.client.reactions",
+    "Failure": "raskid.client.handles",
     "Op": "raskid.client.reactions",
-    "ReactionHandle": "raskid.client.reactions",
+    "ReactionHandle": "raskid.client.handles",
     "ConnectionRefused": "raskid.model.errors",
     "InputFailed": "raskid.model.errors",
     "NoSuchService": "raskid.model.errors",

@@ -23,9 +23,10 @@ from raskid.client.checks import check_callable, check_count, check_limit, check
 from raskid.client.declarations import declare
 from raskid.client.extensions import SERVICE_S, STOP_S, check_start_s, not_ended, too_slow
 from raskid.client.futures import Future
+from raskid.client.handles import ReactionHandle
 from raskid.client.mapping import MapResult
 from raskid.client.messages import ANSWER_S, Message, Subscription
-from raskid.client.reactions import Op, ReactionHandle
+from raskid.client.reactions import Op
 from raskid.client.reading import Joined, when_all
 from raskid.client.requests import SERVE_S, not_served
 from raskid.client.shared import PUT_S, SharedDict

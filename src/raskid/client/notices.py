@@ -10,8 +10,8 @@ from raskid.client.escapes import to_json
 from raskid.model.errors import RemoteError
 
 if TYPE_CHECKING:
+    from raskid.client.handles import Failure
     from raskid.client.messages import Message
-    from raskid.client.reactions import Failure
 
 
 def message_event(name: str, message: Message) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from raskid.client.checks import check_name
 from raskid.client.declarations import check_fits
 from raskid.client.engine import fresh
 from raskid.client.futures import Future
+from raskid.client.handles import SETTLE_S, Failure, ReactionHandle, reaction_facts
 from raskid.client.messages import Message, Subscription
-from raskid.client.reactions import SETTLE_S, Draft, Failure, Op, ReactionHandle, reaction_facts
+from raskid.client.reactions import Draft, Op
 from raskid.client.topics import FOLLOW_S, Topics
 from raskid.client.waiting import Steps, take_steps, take_steps_in
 from raskid.core.effects import Effect, ReactionReported

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from raskid.client.commands import BadLine, closest
 from raskid.client.escapes import to_json
+from raskid.client.handles import FAILURES_KEPT
 from raskid.client.notices import failure_event, message_event
-from raskid.client.reactions import FAILURES_KEPT
 from raskid.model.operations import CODE
 from raskid.protocol.messages import ROLE_EXECUTE
 from raskid.protocol.reactions import OVERFLOWS, PULL
 
 if TYPE_CHECKING:
     from raskid.client.aio import AsyncSession
+    from raskid.client.handles import Failure, ReactionHandle
     from raskid.client.messages import Subscription
-    from raskid.client.reactions import Failure, ReactionHandle
 
 #: Arguments of commands that are passed on as they are.
 SUBSCRIBE_OPTIONS = (

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from raskid.client.commands import BadLine
+from raskid.client.handles import Failure
 from raskid.client.messages import Message
 from raskid.client.notices import change_event, error_facts, failure_event, message_event, named_error, value_event
-from raskid.client.reactions import Failure
 from raskid.model.errors import RemoteError
 from raskid.model.ids import PeerId
 from raskid.protocol.values import encode_body

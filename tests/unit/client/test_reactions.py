@@ -9,7 +9,8 @@ import warnings
 
 import pytest
 
-from raskid.client.reactions import Op, describe_failure, shown
+from raskid.client.handles import describe_failure, shown
+from raskid.client.reactions import Op
 from raskid.core.chains import FAILURES_MAX
 from raskid.core.effects import ReactionReported
 from raskid.model.errors import SessionClosed, TopicNameError, ValueNotSendable, WaitTimeout
@@ -600,7 +601,7 @@ def test_operations_can_be_looked_at(rk):
 
 
 def test_a_failure_of_something_else_than_an_operation_is_described():
-    from raskid.client.reactions import Failure
+    from raskid.client.handles import Failure
 
     text = describe_failure("t", (), Failure("p", -1, "E", "text", None, 1))
     assert text == "raskid: the reaction on 't' failed at p in its clean-up or metric: E: text"

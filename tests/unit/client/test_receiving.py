@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from raskid.client.commands import BadLine
+from raskid.client.handles import FAILURES_KEPT, Failure
 from raskid.client.messages import Message
-from raskid.client.reactions import FAILURES_KEPT, Failure
 from raskid.model.errors import NotAllowed
 from raskid.model.ids import PeerId
 from raskid.model.operations import Operation
