@@ -214,10 +214,7 @@ class ReactionHandle:
 
     def set_value(self, value: Any) -> None:
         """Say something else of itself: what `value` of `react` said. In a class whose choice goes by it, messages
-        published after this returns do.
-
-        Publishers begin the reaction anew: what is in its windows, or in its code, at that moment goes no further. In a
-        class with ``ack=True`` it comes again.
+        published after this returns do. What is under way goes on.
 
         Raises:
             ValueNotSendable: It is of a kind that messages do not carry.

@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from raskid.core.chains import Chain, Item, Passing
 from raskid.core.effects import (
     Arrived,
@@ -544,6 +546,15 @@ class Messaging:
             effects.append(Introduce(reaction.target))
             if there is None and (reaction.overflow == PULL or reaction.history):
                 self._introduce(topic, target, reaction, now, effects)
+            return
+        if (
+            isinstance(known, Chain)
+            and not known.suspended
+            and known.limited == record.limited
+            and msgspec.structs.replace(known.reaction, value=reaction.value) == reaction
+        ):
+            # Only what its owner says of itself is new: what is under way goes on.
+            known.reaction, known.record = reaction, record.value
             return
         chain = Chain(identifier, topic, reaction, record.value, bool(record.owner))
         chain.limited = record.limited

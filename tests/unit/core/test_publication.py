@@ -619,3 +619,17 @@ def test_a_class_and_its_reactions_with_code_run_side_by_side() -> None:
     effects = publisher.publish("a")
     assert [type(it) for it in effects if isinstance(it, RunCode)] == [RunCode]
     assert publisher.got == {1: ["a"]}
+
+
+def test_a_new_value_of_its_owner_leaves_alone_what_is_under_way() -> None:
+    publisher = ready(members(1, 2, choice="by_value"), "f")
+    chains = {identifier: react(code(), DELIVER, group="g", choice="by_value", value=value)
+              for identifier, value in ((1, 1), (2, 2))}  # fmt: skip
+    for identifier, reaction in chains.items():
+        publisher.put(identifier, reaction)
+    publisher.publish("under way")
+    publisher.put(1, react(code(), DELIVER, group="g", choice="by_value", value=3))
+    publisher.ran("done")
+    publisher.publish("after")
+    publisher.ran("second")
+    assert publisher.got == {1: ["done"], 2: ["second"]}
