@@ -10,6 +10,7 @@ import os
 import platform
 import random
 import socket
+import sys
 import threading
 import time
 import warnings
@@ -336,8 +337,8 @@ class Connection:
     def close(self) -> None:
         """Leave the system; one that this session started ends as well.
 
-        What was sent is written first, for 2 s at most, to those who are there to take it. Callbacks that are due
-        still run, for 2 s at most.
+        What was sent is written first, for 2 s at most, to those who are there to take it, and messages of classes are
+        acknowledged meanwhile. Callbacks that are due still run, for 2 s at most.
         """
         engine = self.engine
         with engine.lock:
@@ -347,6 +348,7 @@ class Connection:
         try:
             if engine.failure is None:
                 self._drain(DRAIN_S)
+                self._say_unacknowledged()
         finally:
             # Also after a Ctrl-C: nobody could end it a second time.
             self._end()
@@ -365,11 +367,24 @@ class Connection:
             while engine.failure is None and self._unsettled() and time.monotonic() < until:
                 await asyncio.sleep(LOOK_S)
         finally:
+            self._say_unacknowledged()
             with engine.lock:
                 # While the loop still drives: coroutines that wait for futures are woken by it.
                 self._fail(SessionClosed("this session was closed"))
             engine.detach()
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._end))
+
+    def _say_unacknowledged(self) -> None:
+        """Say which messages of classes nobody looks after any more."""
+        with self.engine.lock:
+            left = self._messaging.unacknowledged() if self.engine.failure is None else []
+        for topic, name, count in left:
+            messages = "one message" if count == 1 else f"{count:,} messages"
+            print(
+                f"raskid: this session leaves {messages} on {topic!r} that nobody of class {name!r} has acknowledged; "
+                "should their reader end, no other gets them. Let a publisher stay until its messages are done",
+                file=sys.stderr,
+            )
 
     def _end(self) -> None:
         with self.engine.lock:

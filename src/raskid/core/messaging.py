@@ -299,7 +299,18 @@ class Messaging:
             or self._passage.busy
             or self._passage.sets
             or any((t.queue or t.bodies) and present(t.peer) for t in self._targets.values())
+            or any(group.open and group.is_active for groups in self._groups.values() for group in groups.values())
         )
+
+    def unacknowledged(self) -> list[tuple[str, str, int]]:
+        """Messages that nobody has acknowledged yet, and that nobody gives to another member once this process has left,
+        as (topic, class, how many)."""
+        return [
+            (topic, group.name, len(group.open) + len(group.waiting))
+            for topic, groups in self._groups.items()
+            for group in groups.values()
+            if group.open or group.waiting
+        ]
 
     def flush_windows(self, now: float) -> list[Effect]:
         """This process is about to leave: let go what its reactions still collect."""

@@ -608,3 +608,20 @@ def test_manners_that_do_not_go_together_are_named(rk, options, text):
     with pytest.raises((TypeError, ValueError), match=text):
         rk.subscribe("manners", **options)
     assert rk.subscriptions == {}
+
+
+def test_a_publisher_that_leaves_waits_for_acknowledgement_or_says_what_it_leaves(head, monkeypatch, capsys):
+    monkeypatch.setattr("raskid.client.connection.DRAIN_S", 0.2)
+    with head.session() as reader:
+        with head.session() as publisher:
+            handled = reader.subscribe("jobs", lambda message: None, one_of="workers", ack=True)
+            publisher.publish("jobs", 1)
+        assert "leaves" not in capsys.readouterr().err
+        handled.close()
+        with head.session() as publisher:
+            jobs = reader.subscribe("jobs", one_of="workers", ack=True)
+            for number in (1, 2):
+                publisher.publish("jobs", number)
+            assert jobs.get(5).value == 1
+        said = capsys.readouterr().err
+        assert "this session leaves 2 messages on 'jobs' that nobody of class 'workers' has acknowledged" in said
