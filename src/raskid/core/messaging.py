@@ -303,7 +303,7 @@ class Messaging:
         )
 
     def unacknowledged(self) -> list[tuple[str, str, int]]:
-        """Messages that nobody has acknowledged yet, and that nobody gives to another member once this process has left,
+        """Messages that nobody has acknowledged yet, and that no other member gets once this process has left,
         as (topic, class, how many)."""
         return [
             (topic, group.name, len(group.open) + len(group.waiting))
