@@ -28,6 +28,7 @@ from raskid.client.messages import Subscription
 from raskid.core.calls import Calls
 from raskid.core.effects import (
     CheckCode,
+    DropCode,
     Effect,
     Passed,
     Replied,
@@ -200,7 +201,7 @@ class Connection:
         outgoing = self._to_outgoing
         return {
             Replied: self._on_replied, Told: self._on_told,
-            RunCode: outgoing, CheckCode: outgoing, Passed: outgoing,
+            RunCode: outgoing, CheckCode: outgoing, DropCode: outgoing, Passed: outgoing,
         }  # fmt: skip
 
     def _to_outgoing(self, effect: Effect) -> None:
