@@ -191,7 +191,7 @@ class ReaderNode(AskingNode):
         self.take(self.history.live(name, number, body))
 
     def on_ended(self, name: str) -> None:
-        self.history.publisher_ended(name)
+        self.take(self.history.publisher_ended(name))
 
     def take(self, messages: Messages, pause_s: float = 0.0) -> None:
         for name, number, body in messages:

@@ -302,7 +302,7 @@ class BasketSubscription(Subscription):
         """A publisher sends nothing more."""
         name = self._names.pop(publisher, None)
         if name is not None:
-            self._history.publisher_ended(name)
+            self._hand_out(self._history.publisher_ended(name))
             if not self._live.get(name):
                 self._live.pop(name, None)
 

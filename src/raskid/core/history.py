@@ -8,6 +8,9 @@ rest may have been under way to the basket when it answered. So the basket is as
 live of that publisher waits for its answer. Numbers that the basket has seen, and does not have any more, are not asked
 for: there the limits of the basket are where the history begins.
 
+A message of the basket may also be ahead of what comes live: numbers before it that the basket does not have are still
+on their way here. It waits for them, until something later comes live, or its publisher has ended.
+
 The owner passes on what subscription and basket say, hands out what the methods return, and asks the basket what
 `take_questions` names; it also decides how long it waits for an answer.
 """
@@ -42,7 +45,7 @@ class _Held:
 class _Source:
     """One publisher."""
 
-    __slots__ = ("asked", "begun", "done", "held", "known", "name")
+    __slots__ = ("ahead", "asked", "begun", "coming", "done", "held", "known", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,6 +57,10 @@ class _Source:
         self.begun = False
         #: What waits, in the order in which it came.
         self.held: deque[_Held] = deque()
+        #: What comes live from now on has numbers from this one on; 0: nothing does.
+        self.coming = 0
+        #: Messages of the basket that wait for live ones before them, by number, rising.
+        self.ahead: deque[_Held] = deque()
         #: The basket is asked for the numbers from `done + 1` to this one; 0: it is not.
         self.asked = 0
 
@@ -98,7 +105,7 @@ class History:
             source = self._source(publisher)
             self._proceed_before(source, number, out)
             if number > source.done:
-                self._hand_out(source, number, body, out)
+                self._take_stored(source, number, body, out)
         if page.complete:
             for publisher, latest in page.latest.items():
                 source = self._source(publisher)
@@ -134,17 +141,22 @@ class History:
         self._finish(out)
         return out
 
-    def publisher_ended(self, publisher: str) -> None:
+    def publisher_ended(self, publisher: str) -> Messages:
         """A publisher sends nothing more; what it sent still counts, and it may introduce itself again."""
-        if publisher not in self._sources:
-            return
+        source = self._sources.get(publisher)
+        out: Messages = []
+        if source is None:
+            return out
         self._ended[publisher] = None
+        source.coming = 0
+        self._wait_no_longer(source, out)
         if len(self._ended) > ENDED_MAX:
             for name in self._ended:
                 source = self._sources[name]
-                if not source.held and not source.asked:
+                if not source.held and not source.ahead and not source.asked:
                     del self._ended[name], self._sources[name]
                     break
+        return out
 
     def done(self, publisher: str) -> int:
         """Up to which number messages of a publisher are not handed out any more."""
@@ -161,6 +173,7 @@ class History:
     def _live(self, publisher: str, number: int, body: bytes | None) -> Messages:
         source = self._source(publisher)
         self._ended.pop(publisher, None)
+        source.coming = number if body is None else number + 1
         out: Messages = []
         if self.complete and not source.asked:
             self._take(source, number, body, out)
@@ -171,9 +184,7 @@ class History:
             source.held.pop()
         source.held.append(held)
         if body is not None:
-            self._waiting.append(held)
-            self._held += 1
-            self._held_bytes += len(body)
+            self._keep_waiting(held, body)
             while self._held > self._held_max or self._held_bytes > self._held_bytes_max:
                 self._leave_out_oldest()
         return out
@@ -191,6 +202,8 @@ class History:
             if body is not None:
                 self._release(held, body)
             self._take(source, number, body, out)
+        if not source.coming:
+            self._wait_no_longer(source, out)
 
     def _proceed_before(self, source: _Source, number: int, out: Messages) -> None:
         """Take what waits and comes before a message of the basket: it may be there no longer."""
@@ -205,10 +218,49 @@ class History:
                 source.known = max(source.known, held.number - 1)
                 self._take(source, held.number, None, out)
 
+    def _take_stored(self, source: _Source, number: int, body: bytes, out: Messages) -> None:
+        """Take a message of the basket; it waits if numbers before it may still come live, and there is room."""
+        ahead = source.ahead
+        late = max(source.done + 1, source.coming) < number
+        room = self._held < self._held_max and self._held_bytes + len(body) <= self._held_bytes_max
+        if source.coming and late and room:
+            at = len(ahead)
+            while at and ahead[at - 1].number >= number:
+                at -= 1
+            if at == len(ahead) or ahead[at].number != number:
+                held = _Held(source, number, body)
+                ahead.insert(at, held)
+                self._keep_waiting(held, body)
+            return
+        self._take_ahead(source, number, out)
+        if number > source.done:
+            self._hand_out(source, number, body, out)
+        self._take_ahead(source, 0, out)
+
+    def _take_ahead(self, source: _Source, number: int, out: Messages) -> None:
+        """Hand out what waits for live messages: what comes before that number, and what follows without a gap."""
+        ahead = source.ahead
+        while ahead and (ahead[0].number < number or ahead[0].number <= source.done + 1):
+            held = ahead.popleft()
+            body = held.body
+            if body is not None:
+                self._release(held, body)
+                if held.number > source.done:
+                    self._hand_out(source, held.number, body, out)
+
+    def _wait_no_longer(self, source: _Source, out: Messages) -> None:
+        """Nothing more comes live; what waits for the basket's answer comes first."""
+        while source.ahead and not source.asked:
+            number = source.ahead[0].number
+            self._proceed_before(source, number, out)
+            self._take_ahead(source, number + 1, out)
+
     def _take(self, source: _Source, number: int, body: bytes | None, out: Messages) -> None:
+        self._take_ahead(source, number, out)
         if body is not None:
             if number > source.done:
                 self._hand_out(source, number, body, out)
+            self._take_ahead(source, 0, out)
             return
         # What the basket has seen, and has no more, is not asked for.
         self._skip(source, min(source.known, number - 1))
@@ -242,8 +294,15 @@ class History:
         held = self._waiting.popleft()
         body = held.body
         if body is not None:
-            held.source.held.remove(held)
+            source = held.source
+            (source.held if held in source.held else source.ahead).remove(held)
             self._release(held, body)
+
+    def _keep_waiting(self, held: _Held, body: bytes) -> None:
+        """A message waits from here on."""
+        self._waiting.append(held)
+        self._held += 1
+        self._held_bytes += len(body)
 
     def _release(self, held: _Held, body: bytes) -> None:
         """A message waits no longer."""
@@ -261,11 +320,13 @@ class History:
 
     def check_invariants(self) -> None:
         """Raise AssertionError when the state contradicts itself."""
-        held = [it for source in self._sources.values() for it in source.held if it.body is not None]
+        held = [it for source in self._sources.values() for it in (*source.held, *source.ahead) if it.body is not None]
         waiting = [it for it in self._waiting if it.body is not None]
         assert {id(it) for it in held} == {id(it) for it in waiting} and len(held) == len(waiting) == self._held
         assert sum(len(it.body or b"") for it in held) == self._held_bytes <= self._held_bytes_max
         assert self._held <= self._held_max and self._ended.keys() <= self._sources.keys()
         for name, source in self._sources.items():
             assert source.name == name and (not source.held or source.asked or not self.complete)
+            ahead = [it.number for it in source.ahead]
+            assert ahead == sorted(set(ahead)) and (not ahead or source.coming or source.asked)
             assert not source.asked or (self.complete and self._basket and source.asked > source.done)

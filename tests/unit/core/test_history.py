@@ -37,6 +37,9 @@ class Reader:
         messages = [(number, f"{publisher}{number}".encode()) for number in numbers]
         return self._names(self.history.answered(publisher, Extract(messages, until)))
 
+    def ended(self, publisher: str) -> list[str]:
+        return self._names(self.history.publisher_ended(publisher))
+
     def questions(self) -> list[tuple[str, int, int]]:
         return self.history.take_questions()
 
@@ -145,6 +148,57 @@ def test_what_the_basket_has_no_more_and_came_live_is_not_lost() -> None:
     reader.live("q1", "q2")
     assert reader.last_page("p1", "p5", q=2) == ["p1", "p3", "p4", "p5", "p6", "q1", "q2"]
     assert reader.dropped == 1 and reader.questions() == []
+
+
+def test_what_the_basket_has_waits_for_live_messages_before_it_that_are_still_on_their_way() -> None:
+    """1. The basket came later than the subscriber. 2. The live messages between come after the pages."""
+    reader = Reader()
+    reader.introduced("p", 1)
+    reader.live("p1", "p2")
+    assert reader.page("p5", "q1") == ["p1", "p2", "q1"], "others do not wait"
+    assert reader.live("p3") == []
+    assert reader.last_page("p6", "p7") == ["p3"]
+    assert reader.live("p4") == ["p4", "p5", "p6", "p7"]
+    assert reader.live("p5", "p6", "p7", "p8") == ["p8"]
+    assert reader.questions() == [] and reader.dropped == 0
+
+
+def test_what_waits_for_live_messages_comes_when_something_later_does() -> None:
+    reader = Reader()
+    reader.introduced("p", 1)
+    assert reader.last_page("p3", "p6") == []
+    assert reader.live("p2", "p5") == ["p2", "p3", "p5", "p6"]
+    assert reader.dropped == 2
+
+
+def test_what_waits_for_live_messages_comes_when_its_publisher_ends() -> None:
+    """1. It ends before the last page, with something that waits. 2. It ends after the last page."""
+    reader = Reader()
+    reader.introduced("p", 1)
+    assert reader.page("p4") == []
+    reader.live("p1", "p2")
+    assert reader.ended("p") == ["p1", "p2", "p4"]
+    assert reader.dropped == 1
+    reader.introduced("q", 1)
+    assert reader.last_page("p6", "q3") == ["p6"]
+    assert reader.ended("q") == ["q3"]
+
+
+def test_what_waits_for_live_messages_has_a_bound() -> None:
+    reader = Reader(held_max=2)
+    reader.introduced("p", 1)
+    reader.live("p1")
+    assert reader.last_page("p3", "p4", "p5") == ["p1", "p3", "p4", "p5"]
+    assert reader.dropped == 1
+
+
+def test_a_hand_over_fills_the_gap_that_messages_wait_for() -> None:
+    reader = Reader()
+    reader.introduced("p", 1)
+    assert reader.page("p2", "p5") == []
+    assert reader.page("p4", "p5") == []
+    assert reader.last_page("p1", "p3", "p4", "p5") == ["p1", "p2", "p3", "p4", "p5"]
+    assert reader.dropped == 0
 
 
 def test_pages_that_overlap_after_a_hand_over_double_nothing() -> None:

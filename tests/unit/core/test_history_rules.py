@@ -139,7 +139,7 @@ class HistoryRules(RuleBasedStateMachine):
             elif number:
                 self.take(self.history.introduced(name, number))
             else:
-                self.history.publisher_ended(name)
+                self.take(self.history.publisher_ended(name))
 
     @rule(count=st.sampled_from([1, 2, 5]))
     def limit(self, count: int) -> None:
