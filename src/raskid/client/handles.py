@@ -22,7 +22,7 @@ from raskid.model.ids import RequestId
 from raskid.model.operations import CODE, Operation
 from raskid.model.topics import REACTIONS, list_name
 from raskid.protocol.messages import ROLE_EXECUTE, DeleteRecord, PutRecord, ReactionFailed, ReactionStopped
-from raskid.protocol.reactions import Reaction, decode_reaction, encode_reaction
+from raskid.protocol.reactions import LEAST_LOADED, Reaction, decode_reaction, encode_reaction
 from raskid.protocol.values import decode_body
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ class ReactionHandle:
 
     @property
     def shares(self) -> bool:
-        """Whether others of a class get messages, too."""
-        return bool(self._reaction.group)
+        """Whether members of its class are chosen by how busy they are."""
+        return bool(self._reaction.group) and self._reaction.choice == LEAST_LOADED
 
     @property
     def has_callback(self) -> bool:

@@ -68,6 +68,7 @@ from raskid.protocol.reactions import (
     CAPACITY_MAX,
     CHOICES,
     JUST_DELIVER,
+    LEAST_LOADED,
     OVERFLOWS,
     PULL,
     ROUND_ROBIN,
@@ -458,7 +459,9 @@ class Topics(Connection):
             history=check_count("history", history, -1, CAPACITY_MAX), value=value,
         )  # fmt: skip
         record = encode_reaction(reaction)
-        subscription = Subscription(self, identifier, topic, capacity, callback, pull, ack, bool(one_of))
+        subscription = Subscription(
+            self, identifier, topic, capacity, callback, pull, ack, bool(one_of) and choose_by == LEAST_LOADED
+        )
         subscription.reaction = reaction
         with engine.lock:
             self.still_alive()
