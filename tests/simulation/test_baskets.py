@@ -303,6 +303,8 @@ def check_owed(world: BasketWorld, reader: ReaderNode) -> None:
         # Live messages that come before may still be on their way, and the basket's wait for them.
         world.run_until(
             lambda name=name, owed=owed: set(owed) <= set(reader.got.get(name, [])),  # type: ignore[misc]
+            # Or its publisher has to be given up first.
+            limit_s=2 * world.lease_s + 120.0,
             what=f"{reader} has {sorted(set(owed))} of {name}",
         )
 
