@@ -11,8 +11,9 @@ import numbers
 import operator
 from typing import Any
 
-from raskid.core.hub import RECORD_NAME_CHARS_MAX, VALUE_BYTES_MAX
+from raskid.core.hub import RECORD_NAME_CHARS_MAX
 from raskid.model.topics import TOPIC_BYTES_MAX, check_topic
+from raskid.protocol.base import VALUE_BYTES_MAX
 from raskid.protocol.values import encode_value
 
 #: Eleven days. Longer limits are cut to it: the system's clocks of waiting take no more.

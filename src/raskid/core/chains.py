@@ -15,7 +15,7 @@ from raskid.core.operations import check_operation, make_step
 from raskid.core.steps import Step
 from raskid.core.targets import OURS, Target
 from raskid.model.errors import RemoteProtocolError, ValueNotSendable
-from raskid.model.ids import CodeId, PeerId, RequestId
+from raskid.model.ids import CodeId, RequestId
 from raskid.model.operations import (
     CHECK,
     CHOOSE,
@@ -383,9 +383,3 @@ def result_item(value: Any) -> Item | None:
     if isinstance(value, dict) and all(type(key) is str for key in value):
         return Item((), value)
     return Item((value,), {})
-
-
-__all__ = [
-    "CHECK", "CODE", "CONSUME", "DELIVER", "FAILURES_MAX", "FORWARD", "HAND_ON", "HOPS_MAX", "KEEP", "SET", "Chain",
-    "Item", "Passing", "PeerId", "Stage", "check_hops", "describe", "result_item", "runs_here",
-]  # fmt: skip

@@ -21,6 +21,7 @@ from raskid.model.errors import TopicNameError
 from raskid.model.ids import PeerId, RequestId
 from raskid.model.roles import ROLE_EXECUTE
 from raskid.model.topics import check_list_name
+from raskid.protocol.base import VALUE_BYTES_MAX
 from raskid.protocol.messages import (
     AcknowledgeList,
     ChangesSent,
@@ -40,7 +41,6 @@ from raskid.protocol.messages import (
     Watch,
 )
 
-VALUE_BYTES_MAX = 256 * 1024
 RECORD_NAME_CHARS_MAX = 1024
 RECORDS_MAX = 100_000
 LISTS_MAX = 100_000

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from raskid.core.operations import KEEP_BYTES
 from raskid.model.operations import Operation
-
-BYTES_MAX = 64 * 1024 * 1024
 
 
 class Keeper:
@@ -18,7 +17,7 @@ class Keeper:
         fields = operation.fields
         self.count_max = int(fields.get("count") or 1_000_000)
         self.seconds_max = float(fields.get("seconds") or 0.0)
-        self.bytes_max = int(fields.get("bytes") or BYTES_MAX)
+        self.bytes_max = int(fields.get("bytes") or KEEP_BYTES)
         #: The basket that gets them when their publisher leaves; empty for none.
         self.basket = str(fields.get("basket") or "")
         #: (number, body, when it was kept), in order.

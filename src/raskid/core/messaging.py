@@ -51,7 +51,7 @@ from raskid.core.lists import Lists, Replica
 from raskid.core.passage import Passage
 from raskid.core.plans import Plan, arrange
 from raskid.core.publication import Publication
-from raskid.core.targets import BODIES_BYTES_MAX, BODIES_MAX, OURS, Target
+from raskid.core.targets import OURS, Target
 from raskid.model.errors import LocalProtocolError, RemoteProtocolError
 from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.roles import ROLE_EXECUTE
@@ -267,14 +267,9 @@ class Messaging:
 
     def _finish_turn(self, effects: list[Effect]) -> list[Effect]:
         """Outside of `publish`: send what was collected, and give credit for what was hosted."""
-        self._credit_guests(effects)
+        self._publication.credit(effects)
         effects += self.collect()
         return effects
-
-    def _credit_guests(self, effects: list[Effect]) -> None:
-        if self._guests:
-            for chain in self._guests.values():
-                self._publication.credit(chain, effects)
 
     def targets_of(self, topic: str) -> list[Target]:
         """The readers of a topic, of whatever kind their reactions are."""
@@ -490,7 +485,7 @@ class Messaging:
 
     def _collected_first(self, effects: list[Effect]) -> list[Effect]:
         """Send what was collected before it is said that the plan is there."""
-        self._credit_guests(collected := self.collect())
+        self._publication.credit(collected := self.collect())
         if collected and effects and type(effects[-1]) is PlanReady:
             return [*effects[:-1], *collected, effects[-1]]
         return [*effects, *collected]
@@ -832,6 +827,7 @@ class Messaging:
         if chain.target is not None:
             self._finish(chain.target, effects)
         self._passage.clean_up(chain, now, effects)
+        self._publication.forget_guest(chain)
 
     # ── messages ──
 
@@ -910,7 +906,7 @@ class Messaging:
         effects.append(target.take())
         if target.overflow == BLOCK:
             effects.append(RoomMade(target.subscription, number))
-        self._credit_guests(effects)
+        self._publication.credit(effects)
         return effects
 
     def _on_took(self, event: Took) -> list[Effect]:
@@ -975,6 +971,3 @@ def _subscription_of(record: str) -> RequestId:
     if not record.isascii() or not record.isdigit() or len(record) > 19 or int(record) >= 1 << 63:
         return RequestId(-1)
     return RequestId(int(record))
-
-
-__all__ = ["BODIES_BYTES_MAX", "BODIES_MAX", "EARLY_MAX", "IDLE_MAX", "Messaging", "Target"]

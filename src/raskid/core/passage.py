@@ -16,15 +16,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from raskid.core.chains import (
-    CHECK,
-    CODE,
-    CONSUME,
-    DELIVER,
     FAILURES_MAX,
-    FORWARD,
     HAND_ON,
-    KEEP,
-    SET,
     Chain,
     Item,
     Passing,
@@ -39,8 +32,10 @@ from raskid.core.groups import Group
 from raskid.core.lists import Lists
 from raskid.core.targets import Waiting
 from raskid.model.errors import Overflow, RemoteProtocolError, ValueNotSendable
-from raskid.model.ids import CodeId, PeerId, RequestId
+from raskid.model.ids import CodeId, PeerId
+from raskid.model.operations import CHECK, CODE, CONSUME, DELIVER, FORWARD, KEEP, SET
 from raskid.model.topics import CELLS, REACTIONS, check_list_name, list_name
+from raskid.protocol.base import VALUE_BYTES_MAX
 from raskid.protocol.messages import (
     AnyMessage,
     AskCode,
@@ -66,8 +61,6 @@ STALLED_S = 10.0
 #: A message that failed is sent along when it is no longer than this.
 BODY_BYTES_MAX = 64 * 1024
 TEXT_CHARS_MAX = 4000
-#: A cell's value, as the hub takes it.
-VALUE_BYTES_MAX = 256 * 1024
 
 
 class Job:
@@ -681,6 +674,3 @@ def _text_of(error: Exception) -> str:
 def _writable(text: str) -> str:
     """A text as messages carry it: without halves of surrogate pairs."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-__all__ = ["CODES_MAX", "JOBS_MAX", "STALLED_MAX", "STALLED_S", "Job", "Passage", "RequestId"]

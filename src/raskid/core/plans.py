@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raskid.core.chains import Chain, Passing
+from raskid.core.chains import Chain
 from raskid.core.groups import Group
 from raskid.core.targets import Target
 from raskid.protocol.reactions import PULL
@@ -117,6 +117,3 @@ def arrange(members: list[Any], groups: dict[str, Group]) -> Plan | None:
 
 def _by_priority(pair: tuple[int, Any]) -> int:
     return -pair[0]
-
-
-__all__ = ["Passing", "Plan", "arrange"]

@@ -45,6 +45,8 @@ class Publication:
         self._at_work: set[str] = set()
         #: Lines in which the next message is being looked for: one after the other, and not one inside of the other.
         self._advancing: set[str] = set()
+        #: Chains hosted for publishers that are to be given credit.
+        self._owed: dict[Chain, None] = {}
         #: Topic → the number of its last message, once somebody asked for numbers.
         self.numbers: dict[str, int] = {}
 
@@ -340,7 +342,8 @@ class Publication:
         if passing.told:
             effects.append(Passed(passing.id))
         guest = passing.guest
-        if guest is not None:
+        if guest is not None and not guest.removed:
+            self._owed[guest] = None
             if passing.waiting:
                 guest.late.append(passing)
             else:
@@ -350,17 +353,23 @@ class Publication:
             parent.pending -= 1
             self._look(parent, now, effects)
 
-    @staticmethod
-    def credit(chain: Chain, effects: list[Effect]) -> None:
-        """Give a publisher credit for what was hosted for it, and waits for no reader any more."""
-        late = chain.late
-        while late and not any(target.has_waiting(place) for target, place in late[0].waiting):
-            late.popleft()
-            chain.due += 1
-        if chain.due:
-            # Under the name that hosting has, see `Messaging.hand_on`.
-            effects.append(Send(chain.publisher, Consumed(_hosting(chain.id), chain.due)))
-            chain.due = 0
+    def credit(self, effects: list[Effect]) -> None:
+        """Give publishers credit for what was hosted for them, and waits for no reader any more."""
+        for chain in list(self._owed):
+            late = chain.late
+            while late and not any(target.has_waiting(place) for target, place in late[0].waiting):
+                late.popleft()
+                chain.due += 1
+            if chain.due:
+                # Under the name that hosting has, see `Messaging.hand_on`.
+                effects.append(Send(chain.publisher, Consumed(_hosting(chain.id), chain.due)))
+                chain.due = 0
+            if not late:
+                del self._owed[chain]
+
+    def forget_guest(self, chain: Chain) -> None:
+        """Its publisher needs no credit any more."""
+        self._owed.pop(chain, None)
 
 
 def _asks(unit: Any) -> bool:

@@ -9,6 +9,9 @@ from raskid.model.ids import PeerId
 
 PROTOCOL_VERSION = 2
 
+#: The value of a record has no more bytes than this.
+VALUE_BYTES_MAX = 256 * 1024
+
 KIND_HEAD = "head"
 KIND_NODE = "node"
 KIND_RUNNER = "runner"

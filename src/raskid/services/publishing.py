@@ -117,7 +117,7 @@ class Publisher:
             # There may be credit that has not been looked at.
             driver.step(0)
         with driver.lock:
-            driver.perform(messaging.publish(topic, body, waits=True))
+            driver.perform(messaging.publish(topic, body, True, driver.clock()))
             driver.perform(messaging.collect())
             waiting = [(target, target.number) for target in messaging.blocked(topic)]
         driver.flush()
@@ -135,7 +135,7 @@ class Publisher:
         if found is None and self._plans.get(topic) != ():
             body = encode_message(args, fields)
             with driver.lock:
-                driver.perform(messaging.publish(str.__str__(check_topic(topic)), body))
+                driver.perform(messaging.publish(str.__str__(check_topic(topic)), body, False, driver.clock()))
         with driver.lock:
             driver.perform(messaging.collect())
         driver.wake()

@@ -9,8 +9,8 @@ import numpy
 import pytest
 
 from raskid.client.cells import AsyncCell
-from raskid.core.hub import VALUE_BYTES_MAX
 from raskid.model.errors import NotAllowed, SessionClosed, TopicNameError, ValueNotSendable, WaitTimeout
+from raskid.protocol.base import VALUE_BYTES_MAX
 from raskid.protocol.messages import DeleteRecord, PutRecord, Watch
 from raskid.protocol.values import encode_value
 from tests.unit.client.systems import until

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from raskid.core.hub import RECORD_NAME_CHARS_MAX, VALUE_BYTES_MAX
+from raskid.core.hub import RECORD_NAME_CHARS_MAX
 from raskid.model.errors import NotAllowed, ValueNotSendable, WaitTimeout
+from raskid.protocol.base import VALUE_BYTES_MAX
 from raskid.protocol.messages import DeleteRecord, PutRecord
 from tests.unit.client.systems import until
 

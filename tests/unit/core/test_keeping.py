@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raskid.core.keeping import BYTES_MAX, Keeper
+from raskid.core.keeping import Keeper
 from raskid.core.operations import KEEP_BYTES
 from raskid.model.operations import Operation
 
@@ -16,7 +16,7 @@ def make(**fields: Any) -> Keeper:
 
 
 def test_without_a_limit_of_bytes_it_is_the_one_of_the_table() -> None:
-    assert make(count=1).bytes_max == BYTES_MAX == KEEP_BYTES
+    assert make(count=1).bytes_max == KEEP_BYTES
 
 
 @pytest.mark.parametrize(

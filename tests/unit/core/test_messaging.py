@@ -22,8 +22,9 @@ from raskid.core.effects import (
 )
 from raskid.core.events import Announce, PeerGone, Publish, Received, Subscribed, Took, Unsubscribed
 from raskid.core.lists import Lists
-from raskid.core.messaging import BODIES_BYTES_MAX, BODIES_MAX, Messaging
+from raskid.core.messaging import Messaging
 from raskid.core.passage import STALLED_S
+from raskid.core.targets import BODIES_BYTES_MAX, BODIES_MAX
 from raskid.model.errors import LocalProtocolError
 from raskid.model.ids import CodeId, PeerId, RequestId
 from raskid.model.operations import Operation
